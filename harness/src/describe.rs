@@ -1,0 +1,114 @@
+//! Says how damaged bytes differ from the versions that they should be.
+
+use crate::verdict::{Violation, ViolationKind};
+
+/// Classifies bytes that are none of `versions` (the newest last); `json` says that all of those
+/// are JSON.
+#[must_use]
+pub fn damage(file: &str, bytes: &[u8], versions: &[&[u8]], json: bool) -> Violation {
+    let (kind, what) = classify(bytes, versions, json);
+    Violation { kind, detail: format!("{file} {what}") }
+}
+
+fn classify(bytes: &[u8], versions: &[&[u8]], json: bool) -> (ViolationKind, String) {
+    if bytes.is_empty() {
+        return (ViolationKind::Empty, "is empty".to_owned());
+    }
+    let length = bytes.len();
+    if bytes.iter().all(|byte| *byte == 0) {
+        return (ViolationKind::Zeroed, format!("is {length} NUL bytes"));
+    }
+    if let Some(n) = versions.iter().rposition(|version| version.starts_with(bytes)) {
+        let position = if json { json_position(bytes) } else { String::new() };
+        let whole = versions[n].len();
+        return (
+            ViolationKind::Torn,
+            format!("is cut short: {length} of the {whole} bytes of version {n}{position}"),
+        );
+    }
+    if let Some(what) = mixture(bytes, versions) {
+        return (ViolationKind::Mixed, what);
+    }
+    let zeros = bytes.iter().rev().take_while(|byte| **byte == 0).count();
+    if zeros > 0 && !versions.iter().any(|version| version.last() == Some(&0)) {
+        let from = length - zeros;
+        return (
+            ViolationKind::Zeroed,
+            format!("has NUL bytes from byte {from} to its end at {length}"),
+        );
+    }
+    if json && ends_early(bytes) {
+        let position = json_position(bytes);
+        return (ViolationKind::Torn, format!("is cut short at {length} bytes{position}"));
+    }
+    (ViolationKind::Alien, format!("holds {length} bytes that are no version"))
+}
+
+/// Finds two versions of which `bytes` are made, place by place.
+fn mixture(bytes: &[u8], versions: &[&[u8]]) -> Option<String> {
+    // Neighbours are what a crash mixes; trying all pairs of many versions would be quadratic.
+    for (n, pair) in versions.windows(2).enumerate().rev() {
+        let (old, new) = (pair[0], pair[1]);
+        if bytes.len() > old.len().max(new.len()) {
+            continue;
+        }
+        let from_one = |i: usize| old.get(i) == Some(&bytes[i]) || new.get(i) == Some(&bytes[i]);
+        if (0..bytes.len()).all(from_one) {
+            let new_until = common_prefix(bytes, new);
+            return Some(format!(
+                "mixes two versions: bytes 0 to {new_until} of version {}, then bytes of version {n}",
+                n + 1
+            ));
+        }
+    }
+    None
+}
+
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(a, b)| a == b).count()
+}
+
+fn ends_early(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_err_and(|error| error.is_eof())
+}
+
+/// Where a JSON parser gives up, as ", JSON error at line L column C".
+fn json_position(bytes: &[u8]) -> String {
+    match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
+        Ok(_) => String::new(),
+        Err(error) => format!(", JSON error at line {} column {}", error.line(), error.column()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &[u8] = br#"{"n":1,"long":"aaaaaaaa"}"#;
+    const NEW: &[u8] = br#"{"n":2,"long":"bbbb"}"#;
+
+    fn kind(bytes: &[u8]) -> ViolationKind {
+        damage("s", bytes, &[OLD, NEW], true).kind
+    }
+
+    #[test]
+    fn each_damage_has_its_name() {
+        assert_eq!(kind(b""), ViolationKind::Empty);
+        assert_eq!(kind(&[0; 25]), ViolationKind::Zeroed);
+        assert_eq!(kind(&NEW[..9]), ViolationKind::Torn);
+        assert_eq!(kind(br#"{"n":2,"long":"bbbb"}aa"}"#), ViolationKind::Mixed);
+        assert_eq!(kind(br#"{"n":2,"long":"aaaaaaaa"}"#), ViolationKind::Mixed);
+        assert_eq!(kind(b"{\"n\":2,\0\0\0"), ViolationKind::Zeroed);
+        assert_eq!(kind(br#"{"n":9}"#), ViolationKind::Alien);
+        assert_eq!(kind(br#"{"n":9"#), ViolationKind::Torn);
+    }
+
+    #[test]
+    fn a_torn_file_says_where_the_parser_stops() {
+        let violation = damage("s", &NEW[..9], &[OLD, NEW], true);
+        assert_eq!(
+            violation.detail,
+            "s is cut short: 9 of the 21 bytes of version 1, JSON error at line 1 column 9"
+        );
+    }
+}

@@ -1,0 +1,379 @@
+//! The versions that a state goes through in the unbroken run, and which of them is owed when.
+//!
+//! They are learned from the trace alone. A version is what the state files hold at an ack, when
+//! a file is renamed or linked to its place, when a file that was written is closed, and at the
+//! end. If the last version is JSON, what is not JSON at such a moment is no version: a program
+//! that empties its file, closes it and opens it again to write has no empty version.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::model::{Files, NotModelled};
+use crate::op::{Effect, Op, Trace};
+use crate::template::Template;
+
+/// The bytes of the state files at one moment; a file that was not there is not in it.
+pub type States = BTreeMap<PathBuf, Arc<Reference>>;
+
+/// What one state file holds in one version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// The bytes of the first unbroken run.
+    pub bytes: Vec<u8>,
+    /// What is the same in every run, when the bytes are not.
+    pub template: Option<Template>,
+}
+
+impl Reference {
+    /// Whether `bytes` are this version.
+    #[must_use]
+    pub fn fits(&self, bytes: &[u8]) -> bool {
+        self.bytes == bytes || self.template.as_ref().is_some_and(|template| template.fits(bytes))
+    }
+}
+
+/// Whether a second unbroken run leaves the same versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// Byte for byte.
+    Exactly,
+    /// As JSON, but for some values.
+    InShape,
+    /// Not at all: only damage that needs no comparison is seen.
+    No,
+}
+
+/// All versions of a run.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// In their order; the first is the state before the run.
+    pub versions: Vec<States>,
+    /// For each number of acks, the version that is then owed; the first is for none.
+    pub owed: Vec<usize>,
+    /// Whether the versions can be compared with those of another run.
+    pub repeats: Repeats,
+}
+
+impl History {
+    /// Learns the versions of the files that `is_state` selects.
+    pub fn learn(
+        trace: &Trace,
+        before: &Files,
+        is_state: &dyn Fn(&Path) -> bool,
+    ) -> Result<Self, NotModelled> {
+        let mut learner = Learner::new(before.clone(), is_state);
+        for (done, op) in trace.ops.iter().enumerate() {
+            learner.acks_up_to(trace, done);
+            learner.op(op)?;
+        }
+        learner.acks_up_to(trace, trace.ops.len());
+        learner.moment();
+        Ok(learner.finish())
+    }
+
+    /// A history that is known beforehand: one file, one ack a version.
+    #[must_use]
+    pub fn of_versions(file: &Path, versions: Vec<Vec<u8>>) -> Self {
+        let owed = (0..versions.len()).collect();
+        let versions = versions
+            .into_iter()
+            .map(|bytes| {
+                let reference = Arc::new(Reference { bytes, template: None });
+                BTreeMap::from([(file.to_owned(), reference)])
+            })
+            .collect();
+        Self { versions, owed, repeats: Repeats::Exactly }
+    }
+
+    /// Compares with a second run and makes templates where the bytes differ.
+    pub fn confirm(&mut self, second: &Self) {
+        if self.versions.len() != second.versions.len() || self.owed != second.owed {
+            self.repeats = Repeats::No;
+            return;
+        }
+        for (mine, theirs) in self.versions.iter_mut().zip(&second.versions) {
+            if !mine.keys().eq(theirs.keys()) {
+                self.repeats = Repeats::No;
+                return;
+            }
+            for (reference, other) in mine.values_mut().zip(theirs.values()) {
+                if reference.bytes == other.bytes {
+                    continue;
+                }
+                let Some(template) = Template::learn(&reference.bytes, &other.bytes) else {
+                    self.repeats = Repeats::No;
+                    return;
+                };
+                self.repeats = Repeats::InShape;
+                Arc::make_mut(reference).template = Some(template);
+            }
+        }
+    }
+
+    /// The version owed after `acks` acks.
+    #[must_use]
+    pub fn owed_after(&self, acks: u64) -> usize {
+        let last = self.owed.len().saturating_sub(1);
+        let acks = usize::try_from(acks).unwrap_or(usize::MAX).min(last);
+        self.owed.get(acks).copied().unwrap_or(0)
+    }
+
+    /// The last version.
+    #[must_use]
+    pub fn last(&self) -> usize {
+        self.versions.len() - 1
+    }
+
+    /// All files that any version has.
+    #[must_use]
+    pub fn files(&self) -> BTreeSet<&PathBuf> {
+        self.versions.iter().flat_map(BTreeMap::keys).collect()
+    }
+
+    /// Whether every version of `file` is JSON.
+    #[must_use]
+    pub fn is_json(&self, file: &Path) -> bool {
+        self.versions.iter().filter_map(|version| version.get(file)).all(|r| is_json(&r.bytes))
+    }
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+}
+
+/// A moment at which the state may have been a version.
+struct Moment {
+    states: States,
+    /// Whether only a program that means it gets here: an ack, a rename, the end.
+    deliberate: bool,
+}
+
+struct Learner<'a> {
+    files: Files,
+    is_state: &'a dyn Fn(&Path) -> bool,
+    moments: Vec<Moment>,
+    /// For each ack, the moment it stands for.
+    acked: Vec<usize>,
+    /// State files that were changed since the last moment.
+    changed: BTreeSet<PathBuf>,
+}
+
+impl<'a> Learner<'a> {
+    fn new(files: Files, is_state: &'a dyn Fn(&Path) -> bool) -> Self {
+        let changed = files.paths().filter(|path| is_state(path)).map(Path::to_owned).collect();
+        let mut learner = Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed };
+        learner.refresh(true);
+        learner
+    }
+
+    fn acks_up_to(&mut self, trace: &Trace, done: usize) {
+        while self.acked.len() < trace.acks.len() && trace.acks[self.acked.len()] <= done {
+            self.moment();
+            self.acked.push(self.moments.len() - 1);
+        }
+    }
+
+    fn op(&mut self, op: &Op) -> Result<(), NotModelled> {
+        self.files.apply(op)?;
+        if !op.succeeded() {
+            return Ok(());
+        }
+        let path = op.effect.path();
+        if (self.is_state)(path) {
+            self.changed.insert(path.clone());
+        }
+        if let Effect::Rename { from, .. } = &op.effect
+            && (self.is_state)(from)
+        {
+            self.changed.insert(from.clone());
+        }
+        match &op.effect {
+            Effect::Rename { to, .. } | Effect::Link { to, .. } if (self.is_state)(to) => {
+                self.moment()
+            }
+            Effect::Close { path } if (self.is_state)(path) => self.refresh(false),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn moment(&mut self) {
+        self.refresh(true);
+    }
+
+    /// Adds a moment if the state differs from the last one.
+    fn refresh(&mut self, deliberate: bool) {
+        let mut states = self.moments.last().map(|m| m.states.clone()).unwrap_or_default();
+        for path in std::mem::take(&mut self.changed) {
+            match self.files.bytes(&path) {
+                Some(bytes) if states.get(&path).is_some_and(|old| old.bytes == bytes) => {}
+                Some(bytes) => {
+                    let reference = Reference { bytes: bytes.to_vec(), template: None };
+                    states.insert(path, Arc::new(reference));
+                }
+                None => {
+                    states.remove(&path);
+                }
+            }
+        }
+        let last = self.moments.last_mut();
+        match last {
+            Some(last) if last.states == states => last.deliberate |= deliberate,
+            _ => self.moments.push(Moment { states, deliberate }),
+        }
+    }
+
+    /// Drops the moments that are no versions.
+    fn finish(self) -> History {
+        let json: BTreeSet<PathBuf> = self
+            .moments
+            .last()
+            .map(|last| &last.states)
+            .into_iter()
+            .flatten()
+            .filter(|(_, r)| is_json(&r.bytes))
+            .map(|(path, _)| path.clone())
+            .collect();
+        let last = self.moments.len() - 1;
+        let kept: Vec<bool> = self
+            .moments
+            .iter()
+            .enumerate()
+            .map(|(n, moment)| {
+                let sound =
+                    moment.states.iter().all(|(path, r)| !json.contains(path) || is_json(&r.bytes));
+                let meant = moment.deliberate || (!json.is_empty() && sound);
+                n == 0 || n == last || (sound && meant)
+            })
+            .collect();
+        // An ack of a moment that is no version stands for the version before it.
+        let place: Vec<usize> = kept
+            .iter()
+            .scan(0, |count, kept| {
+                *count += usize::from(*kept);
+                Some(*count - 1)
+            })
+            .collect();
+        let owed =
+            std::iter::once(0).chain(self.acked.iter().map(|moment| place[*moment])).collect();
+        let versions = self
+            .moments
+            .into_iter()
+            .zip(kept)
+            .filter_map(|(moment, kept)| kept.then_some(moment.states))
+            .collect();
+        History { versions, owed, repeats: Repeats::Exactly }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::{ByteOffset, Call};
+
+    fn op(call: Call, effect: Effect) -> Op {
+        Op { call, nth: 1, effect, result: 0 }
+    }
+
+    fn open(path: &str) -> Op {
+        op(Call::Open, Effect::Open { path: path.into(), create: true, truncate: true })
+    }
+
+    fn write(path: &str, offset: u64, data: &str) -> Op {
+        let effect =
+            Effect::Write { path: path.into(), offset: ByteOffset(offset), data: data.into() };
+        op(Call::Write, effect)
+    }
+
+    fn close(path: &str) -> Op {
+        op(Call::Close, Effect::Close { path: path.into() })
+    }
+
+    fn rename(from: &str, to: &str) -> Op {
+        op(Call::Rename, Effect::Rename { from: from.into(), to: to.into(), exchange: false })
+    }
+
+    fn learn(ops: Vec<Op>, acks: Vec<usize>) -> History {
+        let is_state = |path: &Path| path == Path::new("s");
+        History::learn(&Trace { ops, acks }, &Files::default(), &is_state).unwrap()
+    }
+
+    fn texts(history: &History) -> Vec<Option<String>> {
+        let text = |states: &States| {
+            states.get(Path::new("s")).map(|r| String::from_utf8(r.bytes.clone()).unwrap())
+        };
+        history.versions.iter().map(text).collect()
+    }
+
+    #[test]
+    fn an_in_place_saver_has_a_version_at_each_close() {
+        let history = learn(
+            vec![
+                open("s"),
+                write("s", 0, "[1]"),
+                close("s"),
+                open("s"),
+                write("s", 0, "[2]"),
+                close("s"),
+            ],
+            vec![],
+        );
+        assert_eq!(texts(&history), [None, Some("[1]".into()), Some("[2]".into())]);
+        assert_eq!(history.owed, [0]);
+    }
+
+    #[test]
+    fn an_emptied_and_closed_file_is_no_version_of_a_json_state() {
+        let history =
+            learn(vec![open("s"), close("s"), open("s"), write("s", 0, "[1]"), close("s")], vec![]);
+        assert_eq!(texts(&history), [None, Some("[1]".into())]);
+    }
+
+    #[test]
+    fn an_ack_owes_the_version_of_its_moment() {
+        let history = learn(
+            vec![
+                open("t"),
+                write("t", 0, "[1]"),
+                rename("t", "s"),
+                open("t"),
+                write("t", 0, "[2]"),
+                rename("t", "s"),
+            ],
+            vec![2, 6],
+        );
+        assert_eq!(texts(&history), [None, Some("[1]".into()), Some("[2]".into())]);
+        // The first ack came before the rename: it promised what was not there yet.
+        assert_eq!(history.owed, [0, 0, 2]);
+    }
+
+    #[test]
+    fn text_without_acks_has_versions_at_renames_and_the_end_only() {
+        let history = learn(
+            vec![
+                open("s"),
+                write("s", 0, "a"),
+                close("s"),
+                open("s"),
+                write("s", 0, "b!"),
+                close("s"),
+            ],
+            vec![],
+        );
+        assert_eq!(texts(&history), [None, Some("b!".into())]);
+    }
+
+    #[test]
+    fn a_second_run_with_other_times_makes_templates() {
+        let run = |time: &str| {
+            let text = format!("{{\"at\":{time},\"n\":1}}");
+            learn(vec![open("s"), write("s", 0, &text), close("s")], vec![])
+        };
+        let mut history = run("1");
+        history.confirm(&run("2"));
+        assert_eq!(history.repeats, Repeats::InShape);
+        assert!(history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":1}"));
+        assert!(!history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":2}"));
+    }
+}

@@ -1,0 +1,159 @@
+//! Where trials take place: directories that are made for them and taken away again.
+//!
+//! Everything lies below one base directory. Its lock is held by the command and its workers; a
+//! base whose lock is free was left by a run that was killed, and is removed by the next one.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Context, Error, Result};
+
+const PREFIX: &str = "crashtest-";
+const LOCK: &str = "lock";
+
+/// The base directory of one run.
+#[derive(Debug)]
+pub struct Lab {
+    base: tempfile::TempDir,
+    _lock: Flock<File>,
+}
+
+impl Lab {
+    /// Makes a base below `parent`, or in the best place: memory, or else the directory for
+    /// temporary files.
+    pub fn new(parent: Option<&Path>) -> Result<Self> {
+        let parent = match parent {
+            Some(parent) if parent.is_dir() => fs::canonicalize(parent)
+                .context(format_args!("use the directory {}", parent.display()))?,
+            Some(parent) => {
+                return Err(Error::usage(format!("{} is not a directory", parent.display()))
+                    .help("name an existing directory with --dir"));
+            }
+            None => default_parent()?,
+        };
+        sweep(&parent);
+        let base =
+            tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(|error| {
+                Error::lacking(format!("cannot make a directory in {}: {error}", parent.display()))
+                    .help("name a writable directory with --dir")
+            })?;
+        let lock = lock(&base.path().join(LOCK)).context("lock the trial directory")?;
+        Ok(Self { base, _lock: lock })
+    }
+
+    /// The base directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.base.path()
+    }
+
+    /// The directory of one worker, made new. All have names of the same length.
+    pub fn room(&self, worker: usize) -> Result<PathBuf> {
+        room(self.path(), worker)
+    }
+}
+
+/// As [`Lab::room`], for a worker that has but the base's path.
+pub fn room(base: &Path, worker: usize) -> Result<PathBuf> {
+    let room = base.join(format!("w{worker:03}"));
+    fs::create_dir_all(&room).context(format_args!("make {}", room.display()))?;
+    Ok(room)
+}
+
+/// Memory if there is any to write to: fsync costs nothing there, and a kill leaves the same.
+fn default_parent() -> Result<PathBuf> {
+    let memory = Path::new("/dev/shm");
+    let writable = tempfile::tempfile_in(memory).is_ok();
+    let parent = if writable { memory.to_owned() } else { std::env::temp_dir() };
+    fs::canonicalize(&parent).context(format_args!("use the directory {}", parent.display()))
+}
+
+fn lock(path: &Path) -> io::Result<Flock<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// Removes what runs left that were killed. Whatever can't be removed is somebody else's.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if ours && path.join(LOCK).is_file() && lock(&path.join(LOCK)).is_ok() {
+            let _ = remove_tree(&path);
+        }
+    }
+}
+
+/// Removes a directory and all in it, directories without permissions too.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes `path` and all directories below it readable and writable for their owner.
+pub fn open_up(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the regular files, directories and symbolic links below `from` into `to`.
+pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_tree(&source, &target)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
+        } else {
+            fs::copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_goes_away_with_its_directories_even_if_they_lost_their_mode() {
+        let parent = tempfile::tempdir().unwrap();
+        let lab = Lab::new(Some(parent.path())).unwrap();
+        let room = lab.room(0).unwrap();
+        fs::create_dir(room.join("closed")).unwrap();
+        fs::set_permissions(room.join("closed"), Permissions::from_mode(0)).unwrap();
+        remove_tree(&room).unwrap();
+        drop(lab);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_next_lab_sweeps_what_a_killed_run_left_and_not_what_a_running_one_has() {
+        let parent = tempfile::tempdir().unwrap();
+        let running = Lab::new(Some(parent.path())).unwrap();
+        let dead = parent.path().join("crashtest-dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join(LOCK), "").unwrap();
+        let next = Lab::new(Some(parent.path())).unwrap();
+        assert!(!dead.exists() && running.path().exists() && next.path().exists());
+    }
+}

@@ -1,0 +1,28 @@
+//! crashtest: kills a program while it saves its state, and shows what is left.
+//!
+//! The modules are in three layers: the vocabulary (plain data), the decisions (pure functions)
+//! and the effects. ARCHITECTURE.md has the map.
+
+pub mod error;
+pub mod exit_status;
+pub mod fault;
+pub mod op;
+pub mod outcome;
+pub mod scenario;
+pub mod subject;
+pub mod trial;
+pub mod verdict;
+
+pub mod armed;
+pub mod describe;
+pub mod history;
+pub mod model;
+pub mod oracle;
+pub mod plan;
+pub mod suggest;
+pub mod tally;
+pub mod template;
+
+pub mod inject;
+pub mod lab;
+pub mod os;

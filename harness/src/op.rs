@@ -1,0 +1,259 @@
+//! Storage operations: what a subject asked of the kernel, and what came of it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The place of an op in its trace, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OpIndex(pub usize);
+
+/// A number of bytes, or a place in a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ByteOffset(pub u64);
+
+/// The kinds of storage calls. Variants of one call that differ only in how a path is given
+/// (`rename`, `renameat`, `renameat2`) are one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    /// `open`, `openat`, `openat2`, `creat`, when they can write, create or truncate.
+    Open,
+    /// `close`.
+    Close,
+    /// `write`.
+    Write,
+    /// `pwrite64`.
+    Pwrite,
+    /// `writev`.
+    Writev,
+    /// `pwritev`, `pwritev2`.
+    Pwritev,
+    /// `sendfile`.
+    Sendfile,
+    /// `copy_file_range`.
+    CopyFileRange,
+    /// `splice` into a file.
+    Splice,
+    /// `truncate`, `ftruncate`.
+    Truncate,
+    /// `fallocate`.
+    Fallocate,
+    /// `fsync`.
+    Fsync,
+    /// `fdatasync`.
+    Fdatasync,
+    /// `sync`, `syncfs`.
+    Sync,
+    /// `sync_file_range`.
+    SyncFileRange,
+    /// `msync`.
+    Msync,
+    /// `rename`, `renameat`, `renameat2`.
+    Rename,
+    /// `link`, `linkat`.
+    Link,
+    /// `symlink`, `symlinkat`.
+    Symlink,
+    /// `unlink`, `unlinkat`.
+    Unlink,
+    /// `mkdir`, `mkdirat`.
+    Mkdir,
+    /// `rmdir`, `unlinkat` with `AT_REMOVEDIR`.
+    Rmdir,
+    /// `mmap` of a file, shared: its later writes cannot be followed.
+    MapShared,
+    /// `ioctl` that shares blocks between files (`FICLONE`, `FICLONERANGE`).
+    Clone,
+}
+
+impl Call {
+    /// The name as the manual has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Close => "close",
+            Self::Write => "write",
+            Self::Pwrite => "pwrite64",
+            Self::Writev => "writev",
+            Self::Pwritev => "pwritev",
+            Self::Sendfile => "sendfile",
+            Self::CopyFileRange => "copy_file_range",
+            Self::Splice => "splice",
+            Self::Truncate => "ftruncate",
+            Self::Fallocate => "fallocate",
+            Self::Fsync => "fsync",
+            Self::Fdatasync => "fdatasync",
+            Self::Sync => "sync",
+            Self::SyncFileRange => "sync_file_range",
+            Self::Msync => "msync",
+            Self::Rename => "rename",
+            Self::Link => "link",
+            Self::Symlink => "symlink",
+            Self::Unlink => "unlink",
+            Self::Mkdir => "mkdir",
+            Self::Rmdir => "rmdir",
+            Self::MapShared => "mmap",
+            Self::Clone => "ioctl",
+        }
+    }
+}
+
+/// What an op does. Paths inside the trial directory are relative to it, others absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Opens a file; `truncate` empties it, `create` makes it when missing.
+    Open {
+        /// The file; for `O_TMPFILE` the name that `/proc` gives the nameless file.
+        path: PathBuf,
+        /// `O_CREAT` or `O_TMPFILE`.
+        create: bool,
+        /// `O_TRUNC`.
+        truncate: bool,
+    },
+    /// Closes a file.
+    Close {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Puts bytes into a file.
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file the first byte goes.
+        offset: ByteOffset,
+        /// The bytes that the call was asked to write; after the call, those that it wrote.
+        data: Vec<u8>,
+    },
+    /// Sets the length of a file.
+    Truncate {
+        /// The file.
+        path: PathBuf,
+        /// The new length.
+        length: ByteOffset,
+    },
+    /// `fallocate`.
+    Fallocate {
+        /// The file.
+        path: PathBuf,
+        /// `FALLOC_FL_*`.
+        mode: i32,
+        /// Where the range begins.
+        offset: ByteOffset,
+        /// How long the range is.
+        length: ByteOffset,
+    },
+    /// Makes something durable; nothing changes for the page cache.
+    Sync {
+        /// The file or directory; empty when it is everything.
+        path: PathBuf,
+    },
+    /// Gives a file another name.
+    Rename {
+        /// The old name.
+        from: PathBuf,
+        /// The new name.
+        to: PathBuf,
+        /// `RENAME_EXCHANGE`: both files stay, with their names exchanged.
+        exchange: bool,
+    },
+    /// Gives a file one more name.
+    Link {
+        /// A name that it has.
+        from: PathBuf,
+        /// The name that it gets.
+        to: PathBuf,
+    },
+    /// Makes a symbolic link.
+    Symlink {
+        /// What it points to, as written.
+        target: PathBuf,
+        /// Its name.
+        path: PathBuf,
+    },
+    /// Removes a name.
+    Unlink {
+        /// The name.
+        path: PathBuf,
+    },
+    /// Makes or removes a directory.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Changes a file in a way that the trace cannot follow.
+    Unfollowed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Effect {
+    /// The file that the op is about; the new name where there are two.
+    #[must_use]
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Self::Open { path, .. }
+            | Self::Close { path }
+            | Self::Write { path, .. }
+            | Self::Truncate { path, .. }
+            | Self::Fallocate { path, .. }
+            | Self::Sync { path }
+            | Self::Symlink { path, .. }
+            | Self::Unlink { path }
+            | Self::Directory { path }
+            | Self::Unfollowed { path } => path,
+            Self::Rename { to, .. } | Self::Link { to, .. } => to,
+        }
+    }
+}
+
+/// One storage call of a recorded run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// The kind of call.
+    pub call: Call,
+    /// Which occurrence of `call` it is in the run, over all threads and files, from 1.
+    pub nth: u32,
+    /// What it does.
+    pub effect: Effect,
+    /// What the kernel returned: bytes or 0, or minus the error number.
+    pub result: i64,
+}
+
+/// All ops of one run, in one global order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// The ops.
+    pub ops: Vec<Op>,
+    /// For each ack, how many ops had been done when it was given.
+    pub acks: Vec<usize>,
+}
+
+impl Trace {
+    /// How many bytes reached files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ops.iter().map(|op| op.written() as u64).sum()
+    }
+}
+
+impl Op {
+    /// How many bytes the op put into a file.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        match &self.effect {
+            Effect::Write { data, .. } if self.result > 0 => data.len(),
+            _ => 0,
+        }
+    }
+
+    /// Whether the kernel did it.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.result >= 0
+    }
+}

@@ -1,0 +1,3 @@
+//! The edge to the kernel: the only place with `unsafe`.
+
+pub mod process;

@@ -1,0 +1,120 @@
+//! The facts of one trial. No opinion: that is `oracle`'s.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Fault, Injection};
+
+/// What one trial left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What was done.
+    pub fault: Fault,
+    /// Whether and where it struck.
+    pub injection: Injection,
+    /// How the subject ended.
+    pub exit: Exit,
+    /// How many acks the world saw.
+    pub acks: u64,
+    /// What was left, before any recovery.
+    pub survivor: Survivor,
+    /// What the user's own checks said of it.
+    pub checks: Vec<Check>,
+    /// What the subject's recovery made of it.
+    pub recovery: Recovery,
+}
+
+/// How a subject ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// The trial killed it.
+    Killed,
+    /// It ended by itself with this status.
+    Status(i32),
+    /// A signal that the trial did not send ended it.
+    Signal(i32),
+    /// It did not end in time and was killed for it.
+    TimedOut,
+    /// It started more processes than it may.
+    TooManyProcesses,
+}
+
+/// What is in the state directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survivor {
+    /// The state files; one that is missing is not in it.
+    pub files: BTreeMap<PathBuf, Content>,
+    /// All other names.
+    pub others: Vec<PathBuf>,
+}
+
+/// What a name holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A regular file's bytes.
+    Bytes(Vec<u8>),
+    /// Something that is no readable regular file; the text says what.
+    Other(String),
+}
+
+/// The result of one of the user's own checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Which check.
+    pub kind: CheckKind,
+    /// What it found wrong; `None` when it found nothing.
+    pub complaint: Option<String>,
+}
+
+/// The kinds of checks that a user can add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// `--check CMD`.
+    Command,
+    /// `--schema FILE`.
+    Schema,
+    /// `--invariant EXPR`.
+    Invariant,
+}
+
+/// What the subject's own recovery did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The load.
+    pub load: Load,
+    /// The save after it.
+    pub next_save: NextSave,
+    /// Files that are still there after it and that no version has.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// What the load found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Nothing was run.
+    #[default]
+    NotTried,
+    /// It loaded a state.
+    Loaded,
+    /// It started from its default state.
+    Default,
+    /// It failed.
+    Failed(String),
+    /// It did not end in time.
+    Hung,
+}
+
+/// What the save after the load did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NextSave {
+    /// Nothing was run.
+    #[default]
+    NotTried,
+    /// It saved.
+    Saved,
+    /// It failed, or what it saved is not there.
+    Failed(String),
+}

@@ -1,0 +1,236 @@
+//! Scenario files: which faults, on which strategies, and what is expected of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crashtest_targets::{STATE_BYTES_MAX, STATE_BYTES_MIN, Strategy};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::plan::{FaultKind, Granularity};
+use crate::suggest;
+use crate::tally::Tally;
+use crate::verdict::Promise;
+
+/// The scenarios that are built into the command: name and TOML.
+pub const EMBEDDED: [(&str, &str); 2] = [
+    ("sigkill", include_str!("../../scenarios/sigkill.toml")),
+    ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
+];
+
+/// A scenario, as its file says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Its name; part of the name of the results.
+    pub name: String,
+    /// What it does, in a sentence.
+    pub about: String,
+    /// The kind of fault.
+    pub fault: FaultKind,
+    /// Where faults may strike.
+    #[serde(default = "granularity")]
+    pub granularity: Granularity,
+    /// How many trials of each subject.
+    pub trials: u64,
+    /// How often a built-in strategy saves in one trial.
+    #[serde(default = "one")]
+    pub saves: u64,
+    /// How large a built-in strategy's state is.
+    #[serde(default = "page")]
+    pub state_bytes: usize,
+    /// The built-in strategies that run when none is named.
+    pub strategies: Vec<String>,
+    /// The promises that are judged.
+    pub promises: BTreeSet<Promise>,
+    /// What is expected of strategies, by name. A subject that is not listed is expected to keep
+    /// every promise.
+    #[serde(default)]
+    pub expect: BTreeMap<String, Expectation>,
+}
+
+/// What is expected of one strategy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expectation {
+    /// Promises of which no violation may be found. Judged promises in neither list may go either
+    /// way.
+    #[serde(default)]
+    pub keeps: BTreeSet<Promise>,
+    /// Promises of which a violation must be found.
+    #[serde(default)]
+    pub breaks: BTreeSet<Promise>,
+}
+
+fn granularity() -> Granularity {
+    Granularity::Byte
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn page() -> usize {
+    4096
+}
+
+impl Scenario {
+    /// The embedded scenario called `name`, or the one in the file of that path.
+    pub fn find(name: &str) -> Result<Self> {
+        if let Some((name, text)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+            return Self::parse(&format!("{name}.toml"), text);
+        }
+        let names = EMBEDDED.map(|(embedded, _)| embedded);
+        let is_path = name.ends_with(".toml") || Path::new(name).is_file();
+        if !is_path {
+            let error = Error::usage(format!("there is no scenario `{name}`"));
+            return Err(error.help(suggest::among(name, names)));
+        }
+        match std::fs::read_to_string(name) {
+            Ok(text) => Self::parse(name, &text),
+            Err(error) => Err(Error::usage(format!("cannot read the scenario {name}: {error}"))
+                .help(format!("the built-in ones are {}", names.join(", ")))),
+        }
+    }
+
+    /// Reads a scenario; errors name `file`, the line and the column.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        let scenario: Self = toml::from_str(text).map_err(|error| {
+            let place = error.span().map_or(String::new(), |span| {
+                let (line, column) = line_and_column(text, span.start);
+                format!(":{line}:{column}")
+            });
+            let message = error.message().lines().next().unwrap_or_default().to_owned();
+            let wrong = Error::usage(format!("{file}{place}: {message}"));
+            match suggest::from_message(&message) {
+                Some(help) => wrong.help(help),
+                None => wrong,
+            }
+        })?;
+        scenario.check(file, text)?;
+        Ok(scenario)
+    }
+
+    fn check(&self, file: &str, text: &str) -> Result<()> {
+        let at = |word: &str| {
+            let (line, column) = line_and_column(text, text.find(word).unwrap_or(0));
+            format!("{file}:{line}:{column}")
+        };
+        for name in self.strategies.iter().chain(self.expect.keys()) {
+            if Strategy::by_name(name).is_none() {
+                let error = Error::usage(format!("{}: there is no strategy `{name}`", at(name)));
+                return Err(error.help(suggest::among(name, Strategy::ALL.map(Strategy::name))));
+            }
+        }
+        if !(STATE_BYTES_MIN..=STATE_BYTES_MAX).contains(&self.state_bytes) {
+            let range = format!("{STATE_BYTES_MIN} to {STATE_BYTES_MAX}");
+            return Err(Error::usage(format!(
+                "{}: state_bytes is out of range",
+                at("state_bytes")
+            ))
+            .help(format!("use {range} bytes")));
+        }
+        if self.trials == 0 || self.saves == 0 {
+            let key = if self.trials == 0 { "trials" } else { "saves" };
+            return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
+        }
+        for (name, expectation) in &self.expect {
+            if let Some(both) = expectation.keeps.intersection(&expectation.breaks).next() {
+                let place = at(&format!("[expect.{name}]"));
+                return Err(Error::usage(format!(
+                    "{place}: `{name}` can not both keep and break `{}`",
+                    both.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is expected of the subject called `name`.
+    #[must_use]
+    pub fn expectation(&self, name: &str) -> Expectation {
+        self.expect.get(name).cloned().unwrap_or_else(|| Expectation {
+            keeps: self.promises.clone(),
+            breaks: BTreeSet::new(),
+        })
+    }
+}
+
+/// A difference between what was expected and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Surprise {
+    /// A promise was broken that was expected to be kept.
+    Broken(Promise),
+    /// A promise was kept that was expected to be broken.
+    Vanished(Promise),
+}
+
+impl Expectation {
+    /// Compares with what was found, among the promises that were judged.
+    #[must_use]
+    pub fn surprises(&self, tally: &Tally, judged: &BTreeSet<Promise>) -> Vec<Surprise> {
+        let broken = |promise: &Promise| tally.broken.contains_key(promise);
+        let kept = self.keeps.intersection(judged).filter(|p| broken(p)).copied();
+        let breaks = self.breaks.intersection(judged).filter(|p| !broken(p)).copied();
+        kept.map(Surprise::Broken).chain(breaks.map(Surprise::Vanished)).collect()
+    }
+}
+
+/// Line and column, from 1, of a byte of `text`.
+fn line_and_column(text: &str, byte: usize) -> (usize, usize) {
+    let before = &text[..byte.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(from: &str, to: &str) -> String {
+        let text = EMBEDDED[0].1.replacen(from, to, 1);
+        assert_ne!(text, EMBEDDED[0].1, "{from} is not in the scenario");
+        Scenario::parse("x.toml", &text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_embedded_scenarios_are_sound() {
+        for (name, text) in EMBEDDED {
+            let scenario = Scenario::parse(name, text).unwrap();
+            assert_eq!(scenario.name, name);
+            for strategy in Strategy::ALL {
+                assert!(
+                    scenario.expect.contains_key(strategy.name()),
+                    "{name}: {}",
+                    strategy.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_placed_and_mended() {
+        let error = error_of("trials =", "trails =");
+        assert!(error.contains("x.toml:"), "{error}");
+        assert!(error.contains("unknown field `trails`"), "{error}");
+        assert!(error.contains("did you mean `trials`?"), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_value_is_placed_and_mended() {
+        let error = error_of("[\"atomic\"", "[\"atomci\"");
+        assert!(error.contains("did you mean `atomic`?"), "{error}");
+        let error = error_of("strategies = [\"unsafe\"", "strategies = [\"unsave\"");
+        assert!(error.contains("there is no strategy `unsave`"), "{error}");
+        assert!(error.contains("did you mean `unsafe`?"), "{error}");
+    }
+
+    #[test]
+    fn an_expected_violation_that_vanished_is_a_surprise() {
+        let expectation = Scenario::find("sigkill").unwrap().expectation("unsafe");
+        let judged = BTreeSet::from([Promise::Atomic]);
+        let surprises = expectation.surprises(&Tally::default(), &judged);
+        assert_eq!(surprises, [Surprise::Vanished(Promise::Atomic)]);
+    }
+}

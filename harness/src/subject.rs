@@ -1,0 +1,149 @@
+//! Subjects: what is tested.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crashtest_targets::{BotState, STATE_FILE, Strategy};
+use serde::{Deserialize, Serialize};
+
+use crate::history::History;
+use crate::plan::{Planner, Sites};
+
+/// What is tested, as it can be stored and run again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// A built-in strategy, run in a forked child.
+    BuiltIn {
+        /// Its name.
+        strategy: String,
+        /// How often it saves in one run.
+        saves: u64,
+        /// How large its state is.
+        state_bytes: usize,
+    },
+    /// Any program.
+    Command(Box<Command>),
+}
+
+/// A program and what is known about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Program and arguments; `{dir}` stands for the trial directory.
+    pub argv: Vec<String>,
+    /// Globs of the state files; empty to find them.
+    pub state: Vec<String>,
+    /// What a line on stdout looks like that acknowledges a save.
+    pub ack: Option<String>,
+    /// Run in the survivor directory; status 0 says that it is sound.
+    pub check: Option<String>,
+    /// Run in the survivor directory; status 0 says that the program can load it.
+    pub recover: Option<String>,
+    /// A JSON Schema file for the state.
+    pub schema: Option<PathBuf>,
+    /// CEL expressions over `state`.
+    pub invariants: Vec<String>,
+    /// A directory that is copied into each trial directory before the run.
+    pub init: Option<PathBuf>,
+    /// Added to the environment.
+    pub env: BTreeMap<String, String>,
+    /// Whether fixed paths are redirected into the trial directory.
+    pub sandbox: bool,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What a program may use in one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// How long its unbroken run may take.
+    pub timeout_ms: u64,
+    /// How many bytes it may write, and how large its state may be.
+    pub data_bytes: u64,
+    /// How many processes and threads it may have at once.
+    pub processes: usize,
+    /// How many acks end a run that does not end by itself.
+    pub acks: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { timeout_ms: 30_000, data_bytes: 256 << 20, processes: 256, acks: 10 }
+    }
+}
+
+impl Limits {
+    /// How long the unbroken run may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+}
+
+/// A built-in strategy with the states that it saves.
+#[derive(Clone, Debug)]
+pub struct BuiltIn {
+    /// The strategy.
+    pub strategy: Strategy,
+    /// Version 0, which is there at the start, then those that it saves, then one more for the
+    /// save after the recovery.
+    pub states: Vec<BotState>,
+    /// Version 0 as JSON.
+    pub initial: Vec<u8>,
+}
+
+impl BuiltIn {
+    /// The strategy saving `saves` states of `state_bytes` each.
+    #[must_use]
+    pub fn new(strategy: Strategy, saves: u64, state_bytes: usize) -> Self {
+        let states: Vec<_> = (0..=saves + 1).map(|n| BotState::sample(n, state_bytes)).collect();
+        let initial = states[0].to_json();
+        Self { strategy, states, initial }
+    }
+
+    /// The states that a trial saves.
+    #[must_use]
+    pub fn saved(&self) -> &[BotState] {
+        &self.states[1..self.states.len() - 1]
+    }
+
+    /// The state that is saved after the recovery.
+    #[must_use]
+    pub fn next(&self) -> &BotState {
+        &self.states[self.states.len() - 1]
+    }
+
+    /// The versions of the state file.
+    #[must_use]
+    pub fn history(&self) -> History {
+        let versions = self.states[..self.states.len() - 1].iter().map(BotState::to_json);
+        History::of_versions(STATE_FILE.as_ref(), versions.collect())
+    }
+}
+
+/// What is needed to run a subject's trials.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// See [`Subject::BuiltIn`].
+    BuiltIn(BuiltIn),
+    /// See [`Subject::Command`].
+    Command(Box<Command>),
+}
+
+/// A subject after its unbroken run.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its name in tables.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where faults can strike.
+    pub sites: Sites,
+    /// Its versions.
+    pub history: History,
+    /// Makes its trials.
+    pub planner: Planner,
+    /// What people should know about it.
+    pub notes: Vec<String>,
+}

@@ -1,0 +1,162 @@
+//! Counts verdicts, and says how sure the counts are.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Nature;
+use crate::verdict::{Promise, Verdict, ViolationKind, Why};
+
+/// Verdicts of one subject.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Trials in which every promise held.
+    pub passed: u64,
+    /// Trials in which one broke, by the most fundamental violation.
+    pub violated: BTreeMap<ViolationKind, ByNature>,
+    /// Trials in which a promise broke, by promise; one trial can break several.
+    pub broken: BTreeMap<Promise, u64>,
+    /// Trials that say nothing.
+    pub inconclusive: BTreeMap<Why, u64>,
+    /// Trials that left temporary files for ever.
+    pub leftovers: u64,
+}
+
+/// A count, split by whether Linux itself can leave such a state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByNature {
+    /// At op and page boundaries.
+    pub natural: u64,
+    /// Inside a page.
+    pub forced: u64,
+}
+
+impl Tally {
+    /// Counts one verdict.
+    pub fn add(&mut self, verdict: &Verdict, nature: Nature, leftovers: bool) {
+        self.leftovers += u64::from(leftovers);
+        match verdict {
+            Verdict::Pass => self.passed += 1,
+            Verdict::Inconclusive(why) => *self.inconclusive.entry(*why).or_default() += 1,
+            Verdict::Violated(violations) => {
+                if let Some(first) = violations.first() {
+                    let count = self.violated.entry(first.kind).or_default();
+                    match nature {
+                        Nature::Natural => count.natural += 1,
+                        Nature::Forced => count.forced += 1,
+                    }
+                }
+                let mut promises: Vec<_> = violations.iter().map(|v| v.kind.promise()).collect();
+                promises.dedup();
+                for promise in promises {
+                    *self.broken.entry(promise).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    /// Trials in which a promise broke.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.violated.values().map(|count| count.natural + count.forced).sum()
+    }
+
+    /// Trials that say something: the fault struck and the result could be judged.
+    #[must_use]
+    pub fn judged(&self) -> u64 {
+        self.passed + self.failed()
+    }
+
+    /// Trials in all.
+    #[must_use]
+    pub fn trials(&self) -> u64 {
+        self.judged() + self.inconclusive.values().sum::<u64>()
+    }
+
+    /// Violations, split by nature.
+    #[must_use]
+    pub fn by_nature(&self) -> ByNature {
+        self.violated.values().fold(ByNature::default(), |sum, count| ByNature {
+            natural: sum.natural + count.natural,
+            forced: sum.forced + count.forced,
+        })
+    }
+
+    /// The share of judged trials that passed, 0 to 1; `None` when none was judged.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub fn pass_rate(&self) -> Option<f64> {
+        (self.judged() > 0).then(|| self.passed as f64 / self.judged() as f64)
+    }
+
+    /// The 95 % interval of the pass rate.
+    #[must_use]
+    pub fn interval(&self) -> Interval {
+        wilson(self.passed, self.judged())
+    }
+}
+
+/// A 95 % interval of a proportion, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+}
+
+/// The 97.5 % quantile of the normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// The 95 % score interval of `hits` of `trials` (E. B. Wilson, JASA 22, 1927).
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+pub fn wilson(hits: u64, trials: u64) -> Interval {
+    if trials == 0 {
+        return Interval { low: 0.0, high: 1.0 };
+    }
+    let n = trials as f64;
+    let rate = hits as f64 / n;
+    let centre = rate + Z * Z / (2.0 * n);
+    let spread = Z * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + Z * Z / n;
+    Interval {
+        low: ((centre - spread) / scale).clamp(0.0, rate),
+        high: ((centre + spread) / scale).clamp(rate, 1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Violation;
+
+    #[test]
+    fn the_interval_is_wilsons() {
+        // R: binom::binom.wilson(81, 263)
+        let interval = wilson(81, 263);
+        assert!((interval.low - 0.255_2).abs() < 5e-4, "{interval:?}");
+        assert!((interval.high - 0.366_2).abs() < 5e-4, "{interval:?}");
+        let all = wilson(1000, 1000);
+        assert!((all.high - 1.0).abs() < 1e-12 && (all.low - 0.996_17).abs() < 5e-5, "{all:?}");
+    }
+
+    #[test]
+    fn what_did_not_strike_is_no_pass() {
+        let mut tally = Tally::default();
+        tally.add(&Verdict::Inconclusive(Why::NotReached), Nature::Natural, false);
+        assert_eq!((tally.trials(), tally.judged(), tally.pass_rate()), (1, 0, None));
+    }
+
+    #[test]
+    fn a_trial_counts_once_and_each_broken_promise_once() {
+        let violation = |kind| Violation { kind, detail: String::new() };
+        let violations =
+            [ViolationKind::Torn, ViolationKind::RecoveryFailed, ViolationKind::CannotSaveAgain];
+        let mut tally = Tally::default();
+        tally.add(&Verdict::Violated(violations.map(violation).into()), Nature::Forced, false);
+        assert_eq!(tally.failed(), 1);
+        assert_eq!(tally.violated[&ViolationKind::Torn], ByNature { natural: 0, forced: 1 });
+        assert_eq!(tally.broken[&Promise::Recoverable], 1);
+    }
+}

@@ -1,0 +1,102 @@
+//! The seam between a strategy and the kernel: one method for each storage system call.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// An open file of a [`Storage`]; meaningless to any other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId(pub usize);
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// For writing; made when missing, emptied when there (`O_CREAT | O_TRUNC`).
+    Truncate,
+    /// For writing from the start; made when missing, its bytes kept when there (`O_CREAT`).
+    Overwrite,
+    /// For writing; must not exist (`O_CREAT | O_EXCL`).
+    New,
+    /// A directory, to be synced (`O_DIRECTORY`).
+    Directory,
+}
+
+/// The storage calls that a strategy makes. Each method is one system call.
+pub trait Storage {
+    /// Opens `path`; the result is valid until [`Storage::close`].
+    fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId>;
+    /// Writes at the file's position; returns how many bytes the kernel took, which may be fewer.
+    fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize>;
+    /// Sets the file's length in bytes.
+    fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()>;
+    /// Makes the file's bytes durable; for a directory, its names.
+    fn fsync(&mut self, file: FileId) -> io::Result<()>;
+    /// Closes the file.
+    fn close(&mut self, file: FileId) -> io::Result<()>;
+    /// Gives `from` the name `to`, replacing what had it.
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes the name `path`.
+    fn unlink(&mut self, path: &Path) -> io::Result<()>;
+    /// The names in `directory`; reading is never struck.
+    fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>>;
+}
+
+/// The real file system.
+#[derive(Debug, Default)]
+pub struct Disk {
+    files: Vec<Option<File>>,
+}
+
+impl Disk {
+    fn file(&mut self, file: FileId) -> io::Result<&mut File> {
+        self.files
+            .get_mut(file.0)
+            .and_then(Option::as_mut)
+            .ok_or_else(|| io::Error::other("the file is not open"))
+    }
+}
+
+impl Storage for Disk {
+    fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
+        let mut options = OpenOptions::new();
+        match how {
+            Open::Truncate => options.write(true).create(true).truncate(true),
+            Open::Overwrite => options.write(true).create(true).truncate(false),
+            Open::New => options.write(true).create_new(true),
+            Open::Directory => options.read(true),
+        };
+        self.files.push(Some(options.open(path)?));
+        Ok(FileId(self.files.len() - 1))
+    }
+
+    fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize> {
+        self.file(file)?.write(bytes)
+    }
+
+    fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()> {
+        self.file(file)?.set_len(length)
+    }
+
+    fn fsync(&mut self, file: FileId) -> io::Result<()> {
+        self.file(file)?.sync_all()
+    }
+
+    fn close(&mut self, file: FileId) -> io::Result<()> {
+        self.file(file)?;
+        self.files[file.0] = None;
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn unlink(&mut self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
+        std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+}

@@ -1,0 +1,368 @@
+//! The strategies: ways to replace the saved state by a newer one.
+//!
+//! `ack` is how a strategy tells the world that a version is saved; when it does so is part of
+//! what is tested.
+
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::state::BotState;
+use crate::storage::{FileId, Open, Storage};
+
+/// The name of the state file in the state directory.
+pub const STATE_FILE: &str = "state.json";
+/// What the random temp names begin with.
+const TEMP_PREFIX: &str = ".state.json.";
+
+/// A way to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Strategy {
+    /// Opens the state file for writing and dumps JSON into it.
+    Unsafe,
+    /// Fixed temp name, write, fsync, rename.
+    Atomic,
+    /// Fixed temp name, write, rename, without fsync, under an in-process lock.
+    Replace,
+    /// Random temp name, write, rename, without fsync.
+    Mkstemp,
+    /// Random temp name, write, fsync, rename, fsync of the directory; clears old temp files.
+    Durable,
+    /// Bad twin of `durable`: acknowledges before the rename.
+    AckEarly,
+    /// Bad twin of `atomic`: removes the old file, then renames.
+    UnlinkFirst,
+    /// Bad twin of `unsafe`, which is bad already: overwrites in place, then cuts to length.
+    TruncateLate,
+    /// Bad twin of `atomic`: ignores the count that write returned.
+    PartialOk,
+}
+
+/// Where a loaded state came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The state file.
+    File,
+    /// There was no state file, so this is the default state.
+    Default,
+}
+
+/// A state as the next start of the program finds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The state.
+    pub state: BotState,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Why a state could not be loaded.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The file could not be read.
+    Read(io::Error),
+    /// The file is not the JSON of a state.
+    Damaged(serde_json::Error),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(error) => write!(f, "cannot read {STATE_FILE}: {error}"),
+            Self::Damaged(error) => write!(f, "{STATE_FILE} is damaged: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+impl Strategy {
+    /// All strategies, in the order of the tables.
+    pub const ALL: [Self; 9] = [
+        Self::Unsafe,
+        Self::Atomic,
+        Self::Replace,
+        Self::Mkstemp,
+        Self::Durable,
+        Self::AckEarly,
+        Self::UnlinkFirst,
+        Self::TruncateLate,
+        Self::PartialOk,
+    ];
+
+    /// The name in tables and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsafe => "unsafe",
+            Self::Atomic => "atomic",
+            Self::Replace => "replace",
+            Self::Mkstemp => "mkstemp",
+            Self::Durable => "durable",
+            Self::AckEarly => "ack-early",
+            Self::UnlinkFirst => "unlink-first",
+            Self::TruncateLate => "truncate-late",
+            Self::PartialOk => "partial-ok",
+        }
+    }
+
+    /// What it does, in a line.
+    #[must_use]
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Unsafe => "opens the state file for writing and dumps JSON into it",
+            Self::Atomic => "fixed temp name, write, fsync, rename",
+            Self::Replace => "fixed temp name, write, rename, no fsync, under a lock",
+            Self::Mkstemp => "random temp name, write, rename, no fsync",
+            Self::Durable => "random temp name, write, fsync, rename, fsync of the directory",
+            Self::AckEarly => "durable, but acknowledges before the rename (bad)",
+            Self::UnlinkFirst => "atomic, but removes the old file before the rename (bad)",
+            Self::TruncateLate => "overwrites in place, then cuts to length (bad)",
+            Self::PartialOk => "atomic, but ignores the count that write returned (bad)",
+        }
+    }
+
+    /// The strategy called `name`.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|strategy| strategy.name() == name)
+    }
+
+    /// What the program does when it starts, before its first save in `directory`.
+    pub fn start(self, disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+        match self {
+            Self::Durable | Self::AckEarly => remove_stale_temps(disk, directory),
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces the state in `directory` by `state` and calls `ack` with its version.
+    pub fn save(
+        self,
+        disk: &mut dyn Storage,
+        directory: &Path,
+        state: &BotState,
+        ack: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
+        let target = directory.join(STATE_FILE);
+        match self {
+            Self::Unsafe => dump_in_place(disk, &target, state)?,
+            Self::Atomic => via_temp(disk, &Temp::fixed(&target), &target, state, Sync::File)?,
+            Self::Replace => {
+                let _held = REPLACE_LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                via_temp(disk, &Temp::fixed(&target), &target, state, Sync::Nothing)?;
+            }
+            Self::Mkstemp => {
+                via_temp(disk, &Temp::random(directory), &target, state, Sync::Nothing)?;
+            }
+            Self::Durable => {
+                via_temp(disk, &Temp::random(directory), &target, state, Sync::File)?;
+                sync_directory(disk, directory)?;
+            }
+            Self::AckEarly => {
+                let temp = Temp::random(directory);
+                write_temp(disk, &temp, &state.to_json(), Sync::File)?;
+                ack(state.version);
+                disk.rename(&temp.path, &target)?;
+                return sync_directory(disk, directory);
+            }
+            Self::UnlinkFirst => {
+                let temp = Temp::fixed(&target);
+                write_temp(disk, &temp, &state.to_json(), Sync::File)?;
+                ignore_missing(disk.unlink(&target))?;
+                disk.rename(&temp.path, &target)?;
+            }
+            Self::TruncateLate => overwrite_then_cut(disk, &target, state)?,
+            Self::PartialOk => write_once_and_rename(disk, &target, state)?,
+        }
+        ack(state.version);
+        Ok(())
+    }
+
+    /// Loads the state from `directory` as the program's next start would.
+    pub fn load(self, directory: &Path) -> Result<Loaded, LoadError> {
+        let bytes = match std::fs::read(directory.join(STATE_FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Loaded { state: BotState::default(), origin: Origin::Default });
+            }
+            Err(error) => return Err(LoadError::Read(error)),
+        };
+        let state = serde_json::from_slice(&bytes).map_err(LoadError::Damaged)?;
+        Ok(Loaded { state, origin: Origin::File })
+    }
+}
+
+/// Held while `replace` saves; no other strategy has threads to fear.
+static REPLACE_LOCK: Mutex<()> = Mutex::new(());
+
+/// What is synced before the rename.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    Nothing,
+    File,
+}
+
+fn dump_in_place(disk: &mut dyn Storage, target: &Path, state: &BotState) -> io::Result<()> {
+    let file = disk.open(target, Open::Truncate)?;
+    let mut out = BufWriter::new(Handle { disk, file });
+    let dumped = serde_json::to_writer(&mut out, state).map_err(io::Error::from);
+    let dumped = dumped.and_then(|()| out.flush());
+    // What a failed dump left in the buffer must not be written by the buffer's drop.
+    let (handle, _unwritten) = out.into_parts();
+    dumped.and(handle.disk.close(file))
+}
+
+fn via_temp(
+    disk: &mut dyn Storage,
+    temp: &Temp,
+    target: &Path,
+    state: &BotState,
+    sync: Sync,
+) -> io::Result<()> {
+    let saved = write_temp(disk, temp, &state.to_json(), sync)
+        .and_then(|()| disk.rename(&temp.path, target));
+    if saved.is_err() {
+        // The save has failed already; that error is the one to report.
+        let _ = disk.unlink(&temp.path);
+    }
+    saved
+}
+
+fn write_temp(disk: &mut dyn Storage, temp: &Temp, bytes: &[u8], sync: Sync) -> io::Result<()> {
+    let file = disk.open(&temp.path, temp.how)?;
+    let written = Handle { disk, file }.write_all(bytes);
+    let synced = match sync {
+        Sync::File => written.and_then(|()| disk.fsync(file)),
+        Sync::Nothing => written,
+    };
+    synced.and(disk.close(file))
+}
+
+fn overwrite_then_cut(disk: &mut dyn Storage, target: &Path, state: &BotState) -> io::Result<()> {
+    let bytes = state.to_json();
+    let file = disk.open(target, Open::Overwrite)?;
+    let written = Handle { disk, file }.write_all(&bytes);
+    let cut = written.and_then(|()| disk.truncate(file, bytes.len() as u64));
+    cut.and(disk.close(file))
+}
+
+fn write_once_and_rename(
+    disk: &mut dyn Storage,
+    target: &Path,
+    state: &BotState,
+) -> io::Result<()> {
+    let temp = Temp::fixed(target);
+    let file = disk.open(&temp.path, temp.how)?;
+    // The defect: the count is not looked at.
+    let _count = disk.write(file, &state.to_json())?;
+    disk.fsync(file)?;
+    disk.close(file)?;
+    disk.rename(&temp.path, target)
+}
+
+fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+    let handle = disk.open(directory, Open::Directory)?;
+    let synced = disk.fsync(handle);
+    synced.and(disk.close(handle))
+}
+
+fn remove_stale_temps(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+    for name in disk.list(directory)? {
+        if name.to_string_lossy().starts_with(TEMP_PREFIX) {
+            ignore_missing(disk.unlink(&directory.join(name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// A file beside the target, to be renamed over it.
+struct Temp {
+    path: PathBuf,
+    how: Open,
+}
+
+impl Temp {
+    /// The same name every time: what a crash left is overwritten by the next save.
+    fn fixed(target: &Path) -> Self {
+        Self { path: target.with_extension("json.tmp"), how: Open::Truncate }
+    }
+
+    /// A new name every time: two savers never share one.
+    fn random(directory: &Path) -> Self {
+        let name = format!("{TEMP_PREFIX}{:016x}", rand::random::<u64>());
+        Self { path: directory.join(name), how: Open::New }
+    }
+}
+
+/// An open file as a writer.
+struct Handle<'a> {
+    disk: &'a mut dyn Storage,
+    file: FileId,
+}
+
+impl Write for Handle<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.disk.write(self.file, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Disk;
+
+    #[test]
+    fn every_strategy_loads_what_it_saved() {
+        for strategy in Strategy::ALL {
+            let directory = tempfile::tempdir().unwrap();
+            let mut disk = Disk::default();
+            let mut acked = Vec::new();
+            strategy.start(&mut disk, directory.path()).unwrap();
+            for version in 1..=3 {
+                let state = BotState::sample(version, 2048);
+                strategy.save(&mut disk, directory.path(), &state, &mut |v| acked.push(v)).unwrap();
+                let loaded = strategy.load(directory.path()).unwrap();
+                assert_eq!(loaded, Loaded { state, origin: Origin::File }, "{}", strategy.name());
+            }
+            assert_eq!(acked, [1, 2, 3]);
+            assert_eq!(disk.list(directory.path()).unwrap(), [STATE_FILE]);
+        }
+    }
+
+    #[test]
+    fn a_missing_state_loads_as_the_default_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let loaded = Strategy::Atomic.load(directory.path()).unwrap();
+        assert_eq!(loaded.origin, Origin::Default);
+    }
+
+    #[test]
+    fn durable_clears_what_a_crash_left_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(".state.json.dead"), "x").unwrap();
+        let mut disk = Disk::default();
+        Strategy::Durable.start(&mut disk, directory.path()).unwrap();
+        assert_eq!(disk.list(directory.path()).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn names_are_found_again() {
+        for strategy in Strategy::ALL {
+            assert_eq!(Strategy::by_name(strategy.name()), Some(strategy));
+        }
+        assert_eq!(Strategy::by_name("atomci"), None);
+    }
+}

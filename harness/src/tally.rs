@@ -1,11 +1,12 @@
 //! Counts verdicts, and says how sure the counts are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Nature;
-use crate::verdict::{Promise, Verdict, ViolationKind, Why};
+use crate::record::{Brief, Record};
+use crate::verdict::{Promise, ViolationKind, Why};
 
 /// Verdicts of one subject.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,22 +33,20 @@ pub struct ByNature {
 }
 
 impl Tally {
-    /// Counts one verdict.
-    pub fn add(&mut self, verdict: &Verdict, nature: Nature, leftovers: bool) {
-        self.leftovers += u64::from(leftovers);
-        match verdict {
-            Verdict::Pass => self.passed += 1,
-            Verdict::Inconclusive(why) => *self.inconclusive.entry(*why).or_default() += 1,
-            Verdict::Violated(violations) => {
-                if let Some(first) = violations.first() {
-                    let count = self.violated.entry(first.kind).or_default();
-                    match nature {
-                        Nature::Natural => count.natural += 1,
-                        Nature::Forced => count.forced += 1,
-                    }
+    /// Counts one trial.
+    pub fn add(&mut self, record: &Record) {
+        self.leftovers += u64::from(record.leftovers);
+        match &record.verdict {
+            Brief::Pass => self.passed += 1,
+            Brief::Inconclusive(why) => *self.inconclusive.entry(*why).or_default() += 1,
+            Brief::Violated(kinds) => {
+                let Some(first) = kinds.first() else { return };
+                let count = self.violated.entry(*first).or_default();
+                match record.nature {
+                    Nature::Natural => count.natural += 1,
+                    Nature::Forced => count.forced += 1,
                 }
-                let mut promises: Vec<_> = violations.iter().map(|v| v.kind.promise()).collect();
-                promises.dedup();
+                let promises: BTreeSet<_> = kinds.iter().map(|kind| kind.promise()).collect();
                 for promise in promises {
                     *self.broken.entry(promise).or_default() += 1;
                 }
@@ -141,22 +140,34 @@ mod tests {
         assert!((all.high - 1.0).abs() < 1e-12 && (all.low - 0.996_17).abs() < 5e-5, "{all:?}");
     }
 
+    fn record(verdict: Brief, nature: Nature) -> Record {
+        Record {
+            n: 0,
+            subject: 0,
+            at: None,
+            nature,
+            acks: 0,
+            verdict,
+            leftovers: false,
+            evidence: None,
+        }
+    }
+
     #[test]
     fn what_did_not_strike_is_no_pass() {
         let mut tally = Tally::default();
-        tally.add(&Verdict::Inconclusive(Why::NotReached), Nature::Natural, false);
+        tally.add(&record(Brief::Inconclusive(Why::NotReached), Nature::Natural));
         assert_eq!((tally.trials(), tally.judged(), tally.pass_rate()), (1, 0, None));
     }
 
     #[test]
     fn a_trial_counts_once_and_each_broken_promise_once() {
-        let violation = |kind| Violation { kind, detail: String::new() };
-        let violations =
-            [ViolationKind::Torn, ViolationKind::RecoveryFailed, ViolationKind::CannotSaveAgain];
+        use ViolationKind::{CannotSaveAgain, RecoveryFailed, Torn};
         let mut tally = Tally::default();
-        tally.add(&Verdict::Violated(violations.map(violation).into()), Nature::Forced, false);
+        let verdict = Brief::Violated(vec![Torn, RecoveryFailed, CannotSaveAgain]);
+        tally.add(&record(verdict, Nature::Forced));
         assert_eq!(tally.failed(), 1);
-        assert_eq!(tally.violated[&ViolationKind::Torn], ByNature { natural: 0, forced: 1 });
+        assert_eq!(tally.violated[&Torn], ByNature { natural: 0, forced: 1 });
         assert_eq!(tally.broken[&Promise::Recoverable], 1);
     }
 }

@@ -8,6 +8,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use rand::TryRng;
+use rand::rngs::SysRng;
+
 use crate::state::BotState;
 use crate::storage::{FileId, Open, Storage};
 
@@ -154,14 +157,14 @@ impl Strategy {
                 via_temp(disk, &Temp::fixed(&target), &target, state, Sync::Nothing)?;
             }
             Self::Mkstemp => {
-                via_temp(disk, &Temp::random(directory), &target, state, Sync::Nothing)?;
+                via_temp(disk, &Temp::random(directory)?, &target, state, Sync::Nothing)?;
             }
             Self::Durable => {
-                via_temp(disk, &Temp::random(directory), &target, state, Sync::File)?;
+                via_temp(disk, &Temp::random(directory)?, &target, state, Sync::File)?;
                 sync_directory(disk, directory)?;
             }
             Self::AckEarly => {
-                let temp = Temp::random(directory);
+                let temp = Temp::random(directory)?;
                 write_temp(disk, &temp, &state.to_json(), Sync::File)?;
                 ack(state.version);
                 disk.rename(&temp.path, &target)?;
@@ -297,9 +300,12 @@ impl Temp {
     }
 
     /// A new name every time: two savers never share one.
-    fn random(directory: &Path) -> Self {
-        let name = format!("{TEMP_PREFIX}{:016x}", rand::random::<u64>());
-        Self { path: directory.join(name), how: Open::New }
+    ///
+    /// Drawn from the kernel: a generator in the process would draw the same names again in a
+    /// forked child.
+    fn random(directory: &Path) -> io::Result<Self> {
+        let number = SysRng.try_next_u64().map_err(io::Error::other)?;
+        Ok(Self { path: directory.join(format!("{TEMP_PREFIX}{number:016x}")), how: Open::New })
     }
 }
 

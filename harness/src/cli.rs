@@ -1,0 +1,201 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Kills a program while it saves its state, and shows what is left.
+#[derive(Debug, Parser)]
+#[command(name = "crashtest", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "Exit status: 0 every expectation held; 1 a violation that was not \
+    expected, or an expected one that vanished; 2 usage; 3 the unbroken run failed; 4 no fault \
+    struck; 5 this machine lacks what was asked for; 70 internal error; 130 interrupted.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a scenario on built-in strategies, or on any program
+    Run(Box<Run>),
+    /// Run one trial again, show what it leaves and keep the directory
+    Replay(Replay),
+    /// List what there is: scenarios, strategies, kept runs, kept violations
+    List(List),
+    /// Say what this machine can do, and what to do about what it can't
+    Doctor,
+    /// Print a script that completes the command line in a shell
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// `crashtest run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// A built-in scenario, or the path of a scenario file
+    #[arg(long, default_value = "sigkill", value_name = "NAME|PATH")]
+    pub scenario: String,
+    /// Built-in strategies to test, separated by commas, or `all` [default: the scenario's]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "program")]
+    pub strategy: Vec<String>,
+    /// What draws everything that is drawn [default: a new one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Trials of each subject [default: the scenario's; fewer for slow programs]
+    #[arg(long, value_name = "N")]
+    pub trials: Option<u64>,
+    /// Where faults may strike [default: the scenario's]
+    #[arg(long, value_enum)]
+    pub granularity: Option<GranularityArg>,
+    /// Kill after a random time instead, with no tracing at all
+    #[arg(long)]
+    pub timing: bool,
+    /// Size of a built-in strategy's state in bytes, 1024 to 16777216
+    #[arg(long, value_name = "BYTES", conflicts_with = "program")]
+    pub state_bytes: Option<usize>,
+    /// How often a built-in strategy saves in one trial
+    #[arg(long, value_name = "N", conflicts_with = "program")]
+    pub saves: Option<u64>,
+    /// Workers [default: the CPUs that may be used]
+    #[arg(long, short = 'j', value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Parent of the trial directories [default: /dev/shm, or else the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Go on with a run that was interrupted
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing"])]
+    pub resume: Option<String>,
+    /// Print the report as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but the result
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Say more: what the unbroken runs did
+    #[arg(long, short, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Where results are kept
+    #[command(flatten)]
+    pub results: Results,
+    /// What is known about the program
+    #[command(flatten)]
+    pub about: About,
+    /// The program to test, with its arguments; `{dir}` stands for the trial directory
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// Options about the program under test.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The program under test")]
+pub struct About {
+    /// Glob of its state files, relative to the trial directory; may be given more than once
+    /// [default: the files that the unbroken run leaves changed]
+    #[arg(long, value_name = "GLOB", requires = "program")]
+    pub state: Vec<String>,
+    /// Regular expression for a line on its stdout that acknowledges a save; exit status 0
+    /// acknowledges the last one in any case
+    #[arg(long, value_name = "REGEX", requires = "program")]
+    pub ack: Option<String>,
+    /// Shell command, run in the directory with what survived; status 0 says it is sound
+    #[arg(long, value_name = "CMD", requires = "program")]
+    pub check: Option<String>,
+    /// Shell command, run there too, that loads the state as the program would at its next start
+    #[arg(long, value_name = "CMD", requires = "program")]
+    pub recover: Option<String>,
+    /// JSON Schema that the state must satisfy
+    #[arg(long, value_name = "FILE", requires = "program")]
+    pub schema: Option<PathBuf>,
+    /// CEL expression that must hold, such as `state.peak >= state.balance`; may be given more
+    /// than once
+    #[arg(long, value_name = "EXPR", requires = "program")]
+    pub invariant: Vec<String>,
+    /// Directory that is copied into each trial directory first
+    #[arg(long, value_name = "DIR", requires = "program")]
+    pub init: Option<PathBuf>,
+    /// Environment variable for the program; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE", requires = "program")]
+    pub env: Vec<String>,
+    /// Redirect all that the program writes anywhere into the trial directory
+    #[arg(long, requires = "program")]
+    pub sandbox: bool,
+    /// How long its unbroken run may take, in seconds [default: 30]
+    #[arg(long, value_name = "SECONDS", requires = "program")]
+    pub timeout: Option<u64>,
+    /// How many MiB it may write in one run [default: 256]
+    #[arg(long, value_name = "MIB", requires = "program")]
+    pub max_data: Option<u64>,
+    /// How many processes and threads it may have at once [default: 256]
+    #[arg(long, value_name = "N", requires = "program")]
+    pub max_processes: Option<usize>,
+    /// How many acks end a run that does not end by itself [default: 10]
+    #[arg(long, value_name = "N", requires = "ack")]
+    pub acks: Option<u64>,
+}
+
+/// Where results are kept.
+#[derive(Debug, Args)]
+pub struct Results {
+    /// Where results are kept
+    #[arg(long = "results", value_name = "DIR", env = "CRASHTEST_RESULTS", default_value = crate::results::DEFAULT_ROOT)]
+    pub root: PathBuf,
+}
+
+/// `crashtest replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// The id that the table printed, or the beginning of it
+    pub id: String,
+    /// Where to keep the directory [default: a new one in the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Print the facts as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where results are kept
+    #[command(flatten)]
+    pub results: Results,
+}
+
+/// `crashtest list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// What to list [default: scenarios and strategies]
+    #[arg(value_enum)]
+    pub what: Option<Listed>,
+    /// Where results are kept
+    #[command(flatten)]
+    pub results: Results,
+}
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// The built-in scenarios
+    Scenarios,
+    /// The built-in strategies
+    Strategies,
+    /// The kept runs
+    Runs,
+    /// The violations that can be replayed
+    Violations,
+}
+
+/// Where faults may strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GranularityArg {
+    /// After any byte, and at op boundaries
+    Byte,
+    /// After any page, and at op boundaries
+    Page,
+    /// At op boundaries only
+    Op,
+}

@@ -1,0 +1,279 @@
+//! From the command line to what it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal, Write};
+
+use clap::CommandFactory;
+use crashtest_targets::Strategy;
+
+use crate::cli::{self, Cli, GranularityArg, Listed};
+use crate::error::{Context, Error, Result};
+use crate::exit_status::ExitStatus;
+use crate::os::signals;
+use crate::plan::{FaultKind, Granularity, Seed};
+use crate::report::table;
+use crate::results::{self, RunDirectory};
+use crate::run::{self, Place, Request};
+use crate::scenario::{EMBEDDED, Scenario};
+use crate::subject::{Command, Limits, Subject};
+use crate::suggest;
+use crate::verdict::Promise;
+
+/// Does what the command line asks for.
+pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
+    match cli.command {
+        cli::Command::Run(options) => run(&options),
+        cli::Command::Replay(_) => Err(Error::internal("replay is not here yet")),
+        cli::Command::List(list) => print(&list_text(&list)),
+        cli::Command::Doctor => Err(Error::internal("doctor is not here yet")),
+        cli::Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "crashtest", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
+        cli::Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text).context("render the manual")?;
+            print(&String::from_utf8_lossy(&text))
+        }
+    }
+}
+
+/// Prints to stdout; a reader that has gone away is no error.
+fn print(text: &str) -> Result<ExitStatus> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to stdout")
+        }
+        _ => Ok(ExitStatus::AsExpected),
+    }
+}
+
+fn run(options: &cli::Run) -> Result<ExitStatus> {
+    signals::catch_interrupts().context("catch Ctrl-C")?;
+    let request = request(options)?;
+    if !options.quiet && !options.json {
+        eprintln!(
+            "crashtest {}: {}; seed {}, {} trials of each of {}",
+            request.scenario.name,
+            request.scenario.about,
+            request.seed.0,
+            request.trials,
+            request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let report = run::run(&request)?;
+    if options.json {
+        let json = serde_json::to_string_pretty(&report).context("write the report")?;
+        print(&format!("{json}\n"))?;
+    } else {
+        print(&table::render(&report, terminal_width()))?;
+    }
+    Ok(report.status())
+}
+
+fn terminal_width() -> Option<u16> {
+    let on_terminal = std::io::stdout().is_terminal();
+    on_terminal.then(|| indicatif_width().max(40))
+}
+
+/// The width of the terminal, in columns.
+fn indicatif_width() -> u16 {
+    std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120)
+}
+
+fn request(options: &cli::Run) -> Result<Request> {
+    let place = Place {
+        jobs: jobs(options.jobs)?,
+        directory: options.dir.clone(),
+        results: options.results.root.clone(),
+        quiet: options.quiet || options.json,
+    };
+    let command_line = std::env::args().collect();
+    if let Some(name) = &options.resume {
+        let directory = RunDirectory::open(&options.results.root, name)?;
+        let plan = directory.read_plan()?;
+        return Ok(Request {
+            scenario: plan.scenario,
+            fault: plan.fault,
+            granularity: plan.granularity,
+            seed: plan.seed,
+            trials: plan.trials,
+            subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
+            promises: plan.promises,
+            command_line: plan.command_line,
+            place,
+            resume: Some(directory),
+        });
+    }
+    let mut scenario = Scenario::find(&options.scenario)?;
+    scenario.saves = options.saves.unwrap_or(scenario.saves);
+    scenario.state_bytes = options.state_bytes.unwrap_or(scenario.state_bytes);
+    let mut promises: BTreeSet<Promise> = scenario.promises.clone();
+    let subjects = if options.program.is_empty() {
+        built_ins(options, &scenario)?
+    } else {
+        let command = command(options)?;
+        let own =
+            command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
+        if own {
+            promises.insert(Promise::Checked);
+        }
+        vec![(command_name(&command), Subject::Command(Box::new(command)))]
+    };
+    let trials = options.trials.unwrap_or(scenario.trials);
+    if trials == 0 {
+        return Err(Error::usage("no trials were asked for").help("give --trials 1 or more"));
+    }
+    Ok(Request {
+        fault: if options.timing { FaultKind::KillAfter } else { scenario.fault },
+        granularity: match options.granularity {
+            None => scenario.granularity,
+            Some(GranularityArg::Byte) => Granularity::Byte,
+            Some(GranularityArg::Page) => Granularity::Page,
+            Some(GranularityArg::Op) => Granularity::Op,
+        },
+        seed: Seed(match options.seed {
+            Some(seed) => seed,
+            None => new_seed()?,
+        }),
+        trials,
+        scenario,
+        subjects,
+        promises,
+        command_line,
+        place,
+        resume: None,
+    })
+}
+
+fn jobs(asked: Option<usize>) -> Result<usize> {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    match asked {
+        Some(0) => Err(Error::usage("no workers were asked for").help("give --jobs 1 or more")),
+        Some(jobs) if jobs > 512 => Err(Error::usage(format!("{jobs} workers are too many"))
+            .help(format!("this process may use {available} CPUs; give --jobs at most 512"))),
+        Some(jobs) => Ok(jobs),
+        None => Ok(available),
+    }
+}
+
+fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Subject)>> {
+    let names: Vec<String> = match &options.strategy[..] {
+        [] => scenario.strategies.clone(),
+        [all] if all == "all" => Strategy::ALL.map(|s| s.name().to_owned()).into(),
+        names => names.to_vec(),
+    };
+    names
+        .into_iter()
+        .map(|name| {
+            if Strategy::by_name(&name).is_none() {
+                return Err(Error::usage(format!("there is no strategy `{name}`"))
+                    .help(suggest::among(&name, Strategy::ALL.map(Strategy::name))));
+            }
+            let (saves, state_bytes) = (scenario.saves, scenario.state_bytes);
+            let range = crashtest_targets::STATE_BYTES_MIN..=crashtest_targets::STATE_BYTES_MAX;
+            if !range.contains(&state_bytes) {
+                return Err(Error::usage(format!(
+                    "a state of {state_bytes} bytes is out of range"
+                ))
+                .help(format!(
+                    "give --state-bytes {} to {}",
+                    range.start(),
+                    range.end()
+                )));
+            }
+            if !(1..=10_000).contains(&saves) {
+                return Err(Error::usage("the number of saves is out of range")
+                    .help("give --saves 1 to 10000"));
+            }
+            Ok((name.clone(), Subject::BuiltIn { strategy: name, saves, state_bytes }))
+        })
+        .collect()
+}
+
+fn command(options: &cli::Run) -> Result<Command> {
+    let about = &options.about;
+    let default = Limits::default();
+    let mut env = BTreeMap::new();
+    for pair in &about.env {
+        let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(Error::usage(format!("`--env {pair}` is not NAME=VALUE")));
+        };
+        env.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(Command {
+        argv: options.program.clone(),
+        state: about.state.clone(),
+        ack: about.ack.clone(),
+        check: about.check.clone(),
+        recover: about.recover.clone(),
+        schema: about.schema.clone(),
+        invariants: about.invariant.clone(),
+        init: about.init.clone(),
+        env,
+        sandbox: about.sandbox,
+        limits: Limits {
+            timeout_ms: about.timeout.map_or(default.timeout_ms, |s| s.saturating_mul(1000)),
+            data_bytes: about
+                .max_data
+                .map_or(default.data_bytes, |mib| mib.saturating_mul(1 << 20)),
+            processes: about.max_processes.unwrap_or(default.processes),
+            acks: about.acks.unwrap_or(default.acks),
+        },
+    })
+}
+
+/// What the table calls a program: the script that an interpreter is given, or else the program.
+fn command_name(command: &Command) -> String {
+    let file_name = |argument: &String| {
+        let path = std::path::Path::new(argument);
+        path.file_name()
+            .map_or_else(|| argument.clone(), |name| name.to_string_lossy().into_owned())
+    };
+    let script = command.argv.iter().skip(1).take(2).find(|argument| {
+        let path = std::path::Path::new(argument);
+        path.extension().is_some() && path.is_file()
+    });
+    script.or(command.argv.first()).map(file_name).unwrap_or_default()
+}
+
+fn list_text(list: &cli::List) -> String {
+    let mut text = String::new();
+    if matches!(list.what, None | Some(Listed::Scenarios)) {
+        for (name, _) in EMBEDDED {
+            let about = Scenario::find(name).map(|scenario| scenario.about).unwrap_or_default();
+            text += &format!("scenario  {name:14}  {about}\n");
+        }
+    }
+    if matches!(list.what, None | Some(Listed::Strategies)) {
+        for strategy in Strategy::ALL {
+            text += &format!("strategy  {:14}  {}\n", strategy.name(), strategy.about());
+        }
+    }
+    for run in results::runs(&list.results.root) {
+        let name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match list.what {
+            Some(Listed::Runs) => text += &format!("run  {name}\n"),
+            Some(Listed::Violations) => {
+                for kept in results::kept(&run) {
+                    let first = kept.violations.first();
+                    let what = first.map(|v| v.detail.as_str()).unwrap_or_default();
+                    text += &format!(
+                        "{}  {}: {}: {what}\n",
+                        kept.id, kept.trial.subject, kept.trial.fault
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+/// A seed that is short enough to be typed.
+fn new_seed() -> Result<u64> {
+    use rand::TryRng;
+    rand::rngs::SysRng.try_next_u32().map(u64::from).context("draw a seed")
+}

@@ -1,0 +1,294 @@
+//! Workers: small processes, one per CPU, that do trials and send back records.
+//!
+//! They are processes and not threads because a forked child may only be trusted if its parent
+//! had one thread, because ptrace belongs to one thread, and because a small parent forks fast.
+//! The coordinator hands out ranges of trial numbers; a worker that loses its coordinator removes
+//! what it made and ends.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, BufWriter, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{Pid, getpid, getppid};
+
+use crate::error::{Context, Error, Result};
+use crate::exit_status::ExitStatus;
+use crate::lab;
+use crate::os::{process, signals};
+use crate::record::Record;
+
+/// A range of trial numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first.
+    pub start: u64,
+    /// How many.
+    pub count: u64,
+}
+
+/// What a worker does with one trial.
+pub trait Work {
+    /// Does trial `n`.
+    fn trial(&mut self, n: u64) -> Result<Record>;
+}
+
+/// How long a range should keep a worker busy: short enough for Ctrl-C, long enough to cost
+/// nothing.
+const RANGE_TARGET: Duration = Duration::from_millis(40);
+const RANGE_MAX: u64 = 4096;
+/// How many ranges a worker has in hand, so that it never waits for the next.
+const IN_HAND: usize = 2;
+
+struct Worker {
+    pid: Pid,
+    commands: PipeWriter,
+    answers: BufReader<PipeReader>,
+    in_hand: VecDeque<(Range, Instant)>,
+    next_count: u64,
+    ended: bool,
+}
+
+/// How the work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// All of it was done.
+    Whole,
+    /// Ctrl-C came first.
+    Interrupted,
+}
+
+/// The workers of one run.
+pub struct Pool {
+    workers: Vec<Worker>,
+}
+
+impl Pool {
+    /// Forks `jobs` workers; `make` builds what each does, in its own process. With `pin`, each is
+    /// bound to a CPU of its own.
+    pub fn start<'a>(
+        jobs: usize,
+        pin: bool,
+        base: &std::path::Path,
+        make: impl Fn(usize) -> Result<Box<dyn Work + 'a>>,
+    ) -> Result<Self> {
+        let mut pool = Self { workers: Vec::new() };
+        let coordinator = getpid();
+        for index in 0..jobs {
+            let (commands_out, commands) = io::pipe().context("make a pipe")?;
+            let (answers, answers_in) = io::pipe().context("make a pipe")?;
+            let earlier = &mut pool.workers;
+            let mut ends = Some((commands_out, answers_in, commands, answers));
+            let pid = process::fork_child(|| {
+                let Some((commands_out, answers_in, commands, answers)) = ends.take() else {
+                    return 1;
+                };
+                // The other ends must live in the coordinator alone, or nobody sees it end.
+                drop((commands, answers));
+                earlier.clear();
+                let served = serve(index, pin, commands_out, answers_in, &make);
+                if getppid() != coordinator {
+                    // The coordinator is dead: nobody else takes the directories away.
+                    let _ = lab::remove_tree(base);
+                }
+                i32::from(served.is_err())
+            })
+            .context("fork a worker")?;
+            let Some((_, _, commands, answers)) = ends.take() else {
+                return Err(Error::internal("the pipes of a worker are gone"));
+            };
+            pool.workers.push(Worker {
+                pid,
+                commands,
+                answers: BufReader::with_capacity(1 << 16, answers),
+                in_hand: VecDeque::new(),
+                next_count: 1,
+                ended: false,
+            });
+        }
+        Ok(pool)
+    }
+
+    /// Has all trials done that `next` names, and shows each answer to `each`, with its line.
+    ///
+    /// `tick` is called a few times a second.
+    pub fn run(
+        &mut self,
+        next: &mut dyn FnMut(u64) -> Option<Range>,
+        each: &mut dyn FnMut(Record, &[u8]) -> Result<()>,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Completion> {
+        loop {
+            let stop = signals::interrupted();
+            if !stop {
+                for worker in &mut self.workers {
+                    worker.fill(next)?;
+                }
+            }
+            if self.workers.iter().all(|worker| worker.in_hand.is_empty()) {
+                return Ok(if stop { Completion::Interrupted } else { Completion::Whole });
+            }
+            for index in self.ready()? {
+                self.workers[index].listen(each)?;
+            }
+            tick();
+        }
+    }
+
+    /// The workers that have something to say, after at most a fifth of a second.
+    fn ready(&self) -> Result<Vec<usize>> {
+        let buffered = |worker: &Worker| worker.answers.buffer().contains(&b'\n');
+        let at_once: Vec<_> =
+            (0..self.workers.len()).filter(|index| buffered(&self.workers[*index])).collect();
+        if !at_once.is_empty() {
+            return Ok(at_once);
+        }
+        let mut fds: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| PollFd::new(worker.answers.get_ref().as_fd(), PollFlags::POLLIN))
+            .collect();
+        match poll(&mut fds, PollTimeout::from(200_u16)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(Error::internal(format!("cannot wait for workers: {error}"))),
+        }
+        let has = |fd: &PollFd| fd.revents().is_some_and(|events| !events.is_empty());
+        Ok(fds.iter().enumerate().filter(|(_, fd)| has(fd)).map(|(index, _)| index).collect())
+    }
+}
+
+impl Worker {
+    fn fill(&mut self, next: &mut dyn FnMut(u64) -> Option<Range>) -> Result<()> {
+        while self.in_hand.len() < IN_HAND {
+            let Some(range) = next(self.next_count) else { return Ok(()) };
+            self.in_hand.push_back((range, Instant::now()));
+            let mut command = [0; 16];
+            command[..8].copy_from_slice(&range.start.to_le_bytes());
+            command[8..].copy_from_slice(&range.count.to_le_bytes());
+            if self.commands.write_all(&command).is_err() {
+                return self.died();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all whole lines that have come.
+    fn listen(&mut self, each: &mut dyn FnMut(Record, &[u8]) -> Result<()>) -> Result<()> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = self.answers.read_until(b'\n', &mut line).context("read from a worker")?;
+            if count == 0 {
+                return self.died();
+            }
+            match line[0] {
+                b'r' => {
+                    let json = &line[1..];
+                    let record = serde_json::from_slice(json).context("read a record")?;
+                    each(record, json)?;
+                }
+                b'd' => self.range_done(),
+                _ => return Err(parse_error(&line)),
+            }
+            if !self.answers.buffer().contains(&b'\n') {
+                return Ok(());
+            }
+        }
+    }
+
+    fn range_done(&mut self) {
+        let Some((range, started)) = self.in_hand.pop_front() else { return };
+        let now = Instant::now();
+        let each = (now - started).as_nanos().max(1) / u128::from(range.count.max(1));
+        let fitting = RANGE_TARGET.as_nanos() / each.max(1);
+        self.next_count = u64::try_from(fitting).unwrap_or(RANGE_MAX).clamp(1, RANGE_MAX);
+        // The next range begins now, however long it has been in hand.
+        if let Some((_, started)) = self.in_hand.front_mut() {
+            *started = now;
+        }
+    }
+
+    fn died(&mut self) -> Result<()> {
+        self.ended = true;
+        let how = process::wait_for(self.pid).context("wait for a worker")?;
+        Err(Error::internal(format!("a worker died: {how:?}"))
+            .help("was it killed from outside? the run can go on with --resume"))
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let workers = std::mem::take(&mut self.workers);
+        for Worker { pid, commands, answers, ended, .. } in workers {
+            // The end of its commands is what a worker ends at.
+            drop((commands, answers));
+            if !ended {
+                let _ = process::wait_for(pid);
+            }
+        }
+    }
+}
+
+/// The life of a worker.
+fn serve<'a>(
+    index: usize,
+    pin: bool,
+    mut commands: PipeReader,
+    answers: PipeWriter,
+    make: &impl Fn(usize) -> Result<Box<dyn Work + 'a>>,
+) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 16, answers);
+    let lost = "write to the coordinator";
+    let prepared = signals::ignore_interrupts()
+        .and_then(|()| if pin { process::pin_to_cpu(index) } else { Ok(()) })
+        .context("prepare a worker");
+    let mut work = match prepared.and_then(|()| make(index)) {
+        Ok(work) => work,
+        Err(error) => return out.write_all(&error_line(&error)).context(lost),
+    };
+    let mut command = [0; 16];
+    loop {
+        match commands.read_exact(&mut command) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error).context("read from the coordinator"),
+        }
+        let (start, count) = command.split_at(8);
+        let start = u64::from_le_bytes(start.try_into().unwrap_or_default());
+        let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
+        for n in start..start + count {
+            match work.trial(n) {
+                Ok(record) => {
+                    out.write_all(b"r").context(lost)?;
+                    serde_json::to_writer(&mut out, &record).context(lost)?;
+                    out.write_all(b"\n").context(lost)?;
+                }
+                Err(error) => {
+                    out.write_all(&error_line(&error)).context(lost)?;
+                    return out.flush().context(lost);
+                }
+            }
+        }
+        out.write_all(b"d\n").and_then(|()| out.flush()).context(lost)?;
+    }
+}
+
+/// An error on its way to the coordinator: "e", status, message and help.
+fn error_line(error: &Error) -> Vec<u8> {
+    let parts = (error.status as u8, &error.message, &error.help);
+    let json = serde_json::to_string(&parts).unwrap_or_default();
+    format!("e{json}\n").into_bytes()
+}
+
+fn parse_error(line: &[u8]) -> Error {
+    let parts = line.strip_prefix(b"e").map(serde_json::from_slice::<(u8, String, Option<String>)>);
+    let Some(Ok((status, message, help))) = parts else {
+        return Error::internal("a worker sent something that is no answer");
+    };
+    let status = [ExitStatus::Usage, ExitStatus::BaselineFailed, ExitStatus::MachineLacks]
+        .into_iter()
+        .find(|known| *known as u8 == status)
+        .unwrap_or(ExitStatus::Internal);
+    Error { status, message, help }
+}

@@ -1,0 +1,63 @@
+//! Trial zero: the unbroken run. It proves that the subject works, and teaches its versions and
+//! the places where faults can strike.
+
+use std::path::Path;
+
+use crashtest_targets::{STATE_FILE, Strategy};
+
+use crate::error::{Context, Error, Result};
+use crate::inject::builtin;
+use crate::lab::{self, Lab};
+use crate::model::{Files, Node};
+use crate::plan::{Planner, Sites};
+use crate::subject::{BuiltIn, Kind, Prepared, Subject};
+
+/// Runs the subject unbroken; `planner` makes the planner from its sites.
+pub fn prepare(
+    name: &str,
+    subject: &Subject,
+    lab: &Lab,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    match subject {
+        Subject::BuiltIn { strategy, saves, state_bytes } => {
+            let strategy = Strategy::by_name(strategy)
+                .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
+            built_in(name, BuiltIn::new(strategy, *saves, *state_bytes), lab, planner)
+        }
+        Subject::Command(_) => Err(Error::internal("commands are not here yet")),
+    }
+}
+
+fn built_in(
+    name: &str,
+    subject: BuiltIn,
+    lab: &Lab,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    let directory = lab.path().join("baseline");
+    let recorded = builtin::record(&subject, &directory);
+    let explained = recorded.and_then(|(trace, duration)| {
+        let mut files = Files::default();
+        files.insert(STATE_FILE.into(), Node::File(subject.initial.clone()));
+        for op in &trace.ops {
+            files.apply(op).map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
+        }
+        let real = std::fs::read(directory.join(STATE_FILE)).context("read the saved state")?;
+        if files.bytes(Path::new(STATE_FILE)) == Some(&real[..]) {
+            return Ok((trace, duration));
+        }
+        Err(Error::internal(format!("the trace of `{name}` does not explain what it saved")))
+    });
+    lab::remove_tree(&directory).context("remove the directory of the unbroken run")?;
+    let (trace, duration) = explained?;
+    let sites = Sites::of(&trace, duration);
+    Ok(Prepared {
+        name: name.to_owned(),
+        history: subject.history(),
+        kind: Kind::BuiltIn(subject),
+        planner: planner(sites.clone()),
+        sites,
+        notes: Vec::new(),
+    })
+}

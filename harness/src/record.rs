@@ -1,0 +1,77 @@
+//! What is kept of every trial: one line of `outcomes.jsonl`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Fault, Nature, Point};
+use crate::op::OpIndex;
+use crate::outcome::Outcome;
+use crate::verdict::{Verdict, ViolationKind, Why};
+
+/// One trial in short. The fault itself follows from the plan and `n`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The number of the trial in its run, from 0, over all subjects.
+    pub n: u64,
+    /// The place of the subject in the plan.
+    pub subject: usize,
+    /// The op and the place in it at which the fault was to strike, if it strikes at one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<(OpIndex, Point)>,
+    /// Whether Linux itself can leave this.
+    pub nature: Nature,
+    /// How many acks the world saw.
+    pub acks: u64,
+    /// The verdict.
+    pub verdict: Brief,
+    /// Whether temporary files stayed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leftovers: bool,
+    /// The id under which the violation is kept, if it is one of those that are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+}
+
+/// A verdict without its words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Brief {
+    /// Every promise held.
+    Pass,
+    /// What was broken, the most fundamental first.
+    Violated(Vec<ViolationKind>),
+    /// Nothing can be said.
+    Inconclusive(Why),
+}
+
+impl From<&Verdict> for Brief {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Pass => Self::Pass,
+            Verdict::Inconclusive(why) => Self::Inconclusive(*why),
+            Verdict::Violated(violations) => {
+                Self::Violated(violations.iter().map(|violation| violation.kind).collect())
+            }
+        }
+    }
+}
+
+impl Record {
+    /// The record of trial `n`.
+    #[must_use]
+    pub fn new(n: u64, subject: usize, outcome: &Outcome, verdict: &Verdict) -> Self {
+        let at = match &outcome.fault {
+            Fault::Kill(strike) | Fault::ShortWrite(strike) => Some((strike.op, strike.point)),
+            Fault::KillAfter { .. } => None,
+        };
+        Self {
+            n,
+            subject,
+            at,
+            nature: outcome.fault.nature(),
+            acks: outcome.acks,
+            verdict: verdict.into(),
+            leftovers: !outcome.recovery.leftovers.is_empty(),
+            evidence: None,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a run found, as data; the formats are a file each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit_status::ExitStatus;
+use crate::fault::Nature;
+use crate::op::OpIndex;
+use crate::plan::Seed;
+use crate::scenario::{Expectation, Surprise};
+use crate::tally::{Interval, Tally};
+use crate::verdict::{Promise, ViolationKind};
+
+pub mod replay;
+pub mod table;
+
+/// What a run found. `report.json` is this.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The version of this format.
+    pub schema: u32,
+    /// The version of crashtest.
+    pub crashtest: String,
+    /// The name of the scenario.
+    pub scenario: String,
+    /// The seed.
+    pub seed: Seed,
+    /// The command line.
+    pub command_line: Vec<String>,
+    /// The kernel.
+    pub kernel: String,
+    /// The kind of file system that the trials ran on.
+    pub file_system: String,
+    /// How many workers there were.
+    pub jobs: usize,
+    /// How long the trials took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// How many trials were done in that time; fewer than all after a resume.
+    pub trials_now: u64,
+    /// Whether all planned trials were done.
+    pub complete: bool,
+    /// The directory of the run.
+    pub directory: String,
+    /// The promises that were judged.
+    pub promises: BTreeSet<Promise>,
+    /// A row per subject.
+    pub subjects: Vec<Row>,
+}
+
+/// What was found of one subject.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its name.
+    pub name: String,
+    /// How many trials were planned.
+    pub planned: u64,
+    /// How many different faults there are.
+    pub population: Option<u64>,
+    /// The verdicts.
+    pub tally: Tally,
+    /// The 95 % interval of the pass rate.
+    pub interval: Interval,
+    /// What was expected.
+    pub expectation: Expectation,
+    /// One kept violation of each kind and nature, by the op that it struck at.
+    pub kept: Vec<KeptLine>,
+    /// What people should know.
+    pub notes: Vec<String>,
+}
+
+/// A kept violation in a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptLine {
+    /// What broke.
+    pub kind: ViolationKind,
+    /// Whether Linux itself can leave it.
+    pub nature: Nature,
+    /// Where it struck.
+    pub op: Option<OpIndex>,
+    /// With which it is replayed.
+    pub id: String,
+    /// The number of its trial.
+    pub n: u64,
+}
+
+impl Row {
+    /// Where this differs from what was expected.
+    #[must_use]
+    pub fn surprises(&self, promises: &BTreeSet<Promise>) -> Vec<Surprise> {
+        self.expectation.surprises(&self.tally, promises)
+    }
+
+    /// One violation of each kind: the earliest trial.
+    #[must_use]
+    pub fn examples(&self) -> BTreeMap<ViolationKind, &KeptLine> {
+        let mut examples: BTreeMap<_, &KeptLine> = BTreeMap::new();
+        for line in &self.kept {
+            let example = examples.entry(line.kind).or_insert(line);
+            if line.n < example.n {
+                *example = line;
+            }
+        }
+        examples
+    }
+}
+
+impl Report {
+    /// With which status the command ends.
+    #[must_use]
+    pub fn status(&self) -> ExitStatus {
+        if !self.complete {
+            return ExitStatus::Interrupted;
+        }
+        let nothing = |row: &Row| row.tally.judged() == 0;
+        if self.subjects.iter().any(nothing) {
+            return ExitStatus::NothingStruck;
+        }
+        let surprised = |row: &Row| !row.surprises(&self.promises).is_empty();
+        if self.subjects.iter().any(surprised) {
+            return ExitStatus::Unexpected;
+        }
+        ExitStatus::AsExpected
+    }
+}

@@ -1,0 +1,1 @@
+//! Shows one replayed trial.

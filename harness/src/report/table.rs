@@ -1,0 +1,167 @@
+//! The table on the terminal.
+
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::{Report, Row};
+use crate::scenario::Surprise;
+use crate::tally::{Interval, Tally};
+
+/// Renders a report for people, `width` columns wide if it is known.
+#[must_use]
+pub fn render(report: &Report, width: Option<u16>) -> String {
+    let mut text = String::new();
+    // Writing to a string can't fail.
+    let _ = writeln!(text, "{}", table(report, width));
+    for row in &report.subjects {
+        for note in &row.notes {
+            let _ = writeln!(text, "note: {}: {note}", row.name);
+        }
+        if row.tally.leftovers > 0 {
+            let _ = writeln!(
+                text,
+                "warning: {}: temporary files stayed for ever in {} trials",
+                row.name, row.tally.leftovers
+            );
+        }
+    }
+    replay_lines(report, &mut text);
+    let _ = writeln!(text, "{}", conclusion(report));
+    text
+}
+
+fn table(report: &Report, width: Option<u16>) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header([
+        "strategy",
+        "judged",
+        "pass rate",
+        "95 % interval",
+        "natural",
+        "forced",
+        "failures",
+        "expected",
+    ]);
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    for row in &report.subjects {
+        table.add_row(cells(report, row));
+    }
+    for column in 1..=5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn cells(report: &Report, row: &Row) -> [String; 8] {
+    let tally = &row.tally;
+    let nature = tally.by_nature();
+    [
+        row.name.clone(),
+        tally.judged().to_string(),
+        tally.pass_rate().map_or("-".to_owned(), percent),
+        interval(row.interval, tally),
+        nature.natural.to_string(),
+        nature.forced.to_string(),
+        failures(tally),
+        expected(report, row),
+    ]
+}
+
+fn percent(rate: f64) -> String {
+    // 99.97 % must not look like 100 %, nor 0.02 % like none.
+    let percent = rate * 100.0;
+    if (99.9..100.0).contains(&percent) || (percent > 0.0 && percent < 0.1) {
+        format!("{percent:.3} %")
+    } else {
+        format!("{percent:.1} %")
+    }
+}
+
+fn interval(interval: Interval, tally: &Tally) -> String {
+    if tally.judged() == 0 {
+        return "-".to_owned();
+    }
+    let bounds = format!("{:.1} - {:.1} %", interval.low * 100.0, interval.high * 100.0);
+    if tally.failed() > 0 {
+        return bounds;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    let bound = 300.0 / tally.judged() as f64;
+    format!("{bounds}\nfails < {bound:.2} %")
+}
+
+fn failures(tally: &Tally) -> String {
+    let violated = tally
+        .violated
+        .iter()
+        .map(|(kind, count)| format!("{} {}", kind.name(), count.natural + count.forced));
+    let unsaid = tally.inconclusive.iter().map(|(why, count)| format!("({} {count})", why.name()));
+    let all: Vec<_> = violated.chain(unsaid).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+}
+
+fn expected(report: &Report, row: &Row) -> String {
+    if row.tally.judged() == 0 {
+        return "NOTHING STRUCK".to_owned();
+    }
+    let surprises = row.surprises(&report.promises);
+    if surprises.is_empty() {
+        let names = |promises: Vec<&str>| promises.join(", ");
+        let judged = |p: &&crate::verdict::Promise| report.promises.contains(p);
+        let breaks: Vec<_> =
+            row.expectation.breaks.iter().filter(judged).map(|p| p.name()).collect();
+        let keeps: Vec<_> = row.expectation.keeps.iter().filter(judged).map(|p| p.name()).collect();
+        return match (breaks.is_empty(), keeps.is_empty()) {
+            (true, _) => format!("yes: keeps {}", names(keeps)),
+            (false, true) => format!("yes: breaks {}", names(breaks)),
+            (false, false) => format!("yes: breaks {}, keeps {}", names(breaks), names(keeps)),
+        };
+    }
+    let words = surprises.iter().map(|surprise| match surprise {
+        Surprise::Broken(promise) => format!("NO: {} is broken", promise.name()),
+        Surprise::Vanished(promise) => format!("NO: {} was to break and held", promise.name()),
+    });
+    words.collect::<Vec<_>>().join("\n")
+}
+
+fn replay_lines(report: &Report, text: &mut String) {
+    let lines: Vec<_> = report
+        .subjects
+        .iter()
+        .flat_map(|row| row.examples().into_values().map(move |line| (row, line)))
+        .collect();
+    if lines.is_empty() {
+        return;
+    }
+    let width = lines.iter().map(|(row, line)| row.name.len() + line.kind.name().len()).max();
+    let width = width.unwrap_or(0) + 1;
+    let _ = writeln!(text, "replay:");
+    for (row, line) in lines {
+        let what = format!("{} {}", row.name, line.kind.name());
+        let _ = writeln!(text, "  {what:width$}  crashtest replay {}", line.id);
+    }
+}
+
+fn conclusion(report: &Report) -> String {
+    let trials: u64 = report.subjects.iter().map(|row| row.tally.trials()).sum();
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    let rate = report.trials_now as f64 * 1000.0 / report.elapsed_ms.max(1) as f64;
+    let mut text = format!(
+        "{trials} trials, {rate:.0} trials/s on {} worker{}, seed {}, results in {}",
+        report.jobs,
+        if report.jobs == 1 { "" } else { "s" },
+        report.seed.0,
+        report.directory
+    );
+    if !report.complete {
+        let name = report.directory.rsplit('/').next().unwrap_or_default();
+        let _ = write!(text, "\ninterrupted: go on with `crashtest run --resume {name}`");
+    }
+    text
+}

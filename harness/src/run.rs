@@ -1,0 +1,241 @@
+//! A run: unbroken runs, plan, trials, report.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::books::{Books, Todo};
+use crate::error::{Context, Error, Result};
+use crate::lab::{self, Lab};
+use crate::plan::{FaultKind, Granularity, Planner, Seed};
+use crate::pool::{Completion, Pool, Work};
+use crate::prepare;
+use crate::progress::Progress;
+use crate::record::Brief;
+use crate::report::{Report, Row};
+use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
+use crate::scenario::Scenario;
+use crate::subject::{Prepared, Subject};
+use crate::verdict::Promise;
+use crate::worker::Worker;
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// The kind of fault; the scenario's unless the command line says otherwise.
+    pub fault: FaultKind,
+    /// Where faults may strike.
+    pub granularity: Granularity,
+    /// The seed.
+    pub seed: Seed,
+    /// How many trials of each subject.
+    pub trials: u64,
+    /// The subjects, with their names in tables.
+    pub subjects: Vec<(String, Subject)>,
+    /// The promises that are judged.
+    pub promises: BTreeSet<Promise>,
+    /// The command line, for the record.
+    pub command_line: Vec<String>,
+    /// How this machine does it.
+    pub place: Place,
+    /// The run to go on with.
+    pub resume: Option<RunDirectory>,
+}
+
+/// Where and how a run takes place; it makes no difference to what is found.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// How many workers.
+    pub jobs: usize,
+    /// The parent of the trial directories.
+    pub directory: Option<PathBuf>,
+    /// Where results are kept.
+    pub results: PathBuf,
+    /// Whether nothing but the result is printed.
+    pub quiet: bool,
+}
+
+/// Runs it all and returns what was found.
+pub fn run(request: &Request) -> Result<Report> {
+    let lab = Lab::new(request.place.directory.as_deref())?;
+    let mut prepared = Vec::new();
+    for (stream, (name, subject)) in request.subjects.iter().enumerate() {
+        prepared.push(prepare::prepare(name, subject, &lab, |sites| {
+            let (kind, granularity) = (request.fault, request.granularity);
+            Planner::new(request.seed, stream as u64, kind, granularity, sites)
+        })?);
+    }
+    let plan = plan(request, &prepared);
+    let directory = match &request.resume {
+        Some(directory) => {
+            same_plan(&directory.read_plan()?, &plan)?;
+            directory.clone()
+        }
+        None => RunDirectory::create(&request.place.results, &request.scenario.name)?,
+    };
+    if request.resume.is_none() {
+        directory.write_plan(&plan)?;
+    }
+    let mut books = Books::new(prepared.len());
+    let mut todo = Todo::new(request.trials * prepared.len() as u64);
+    directory.read_outcomes(|record| {
+        if todo.cross_out(record.n) {
+            books.enter(&record);
+        }
+    })?;
+    let done = trials(request, &lab, &prepared, &directory, &mut todo, &mut books)?;
+    let report = report(request, &lab, prepared, &directory, books, &done);
+    directory.write_report(&report)?;
+    Ok(report)
+}
+
+fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
+    let subjects = request.subjects.iter().zip(prepared);
+    Plan {
+        schema: SCHEMA,
+        crashtest: env!("CARGO_PKG_VERSION").to_owned(),
+        command_line: request.command_line.clone(),
+        kernel: kernel(),
+        seed: request.seed,
+        trials: request.trials,
+        fault: request.fault,
+        granularity: request.granularity,
+        scenario: request.scenario.clone(),
+        promises: request.promises.clone(),
+        subjects: subjects
+            .map(|((name, subject), prepared)| PlannedSubject {
+                name: name.clone(),
+                subject: subject.clone(),
+                sites: prepared.sites.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// A run can go on only if its subjects still do what they did.
+fn same_plan(old: &Plan, new: &Plan) -> Result<()> {
+    let timed = old.fault == FaultKind::KillAfter;
+    for (old, new) in old.subjects.iter().zip(&new.subjects) {
+        let same = timed
+            || old.sites.sites.len() == new.sites.sites.len()
+                && old
+                    .sites
+                    .sites
+                    .iter()
+                    .zip(&new.sites.sites)
+                    .all(|(a, b)| (a.call, a.length) == (b.call, b.length));
+        if !same {
+            return Err(Error::usage(format!(
+                "`{}` does other things than when the run began",
+                old.name
+            ))
+            .help("its earlier trials can't be continued; start the run anew"));
+        }
+    }
+    Ok(())
+}
+
+/// How the trials went.
+struct Done {
+    completion: Completion,
+    elapsed: Duration,
+    trials: u64,
+}
+
+fn trials(
+    request: &Request,
+    lab: &Lab,
+    prepared: &[Prepared],
+    directory: &RunDirectory,
+    todo: &mut Todo,
+    books: &mut Books,
+) -> Result<Done> {
+    // Without tracing there is nothing to keep on one CPU, and a pinned subject is no untouched one.
+    let pin = request.fault != FaultKind::KillAfter;
+    let mut pool = Pool::start(request.place.jobs, pin, lab.path(), |index| {
+        let room = lab::room(lab.path(), index)?;
+        Ok(Box::new(Worker::new(request, prepared, directory, room)) as Box<dyn Work>)
+    })?;
+    let mut log = BufWriter::with_capacity(1 << 18, directory.append_outcomes()?);
+    let progress = RefCell::new(Progress::new(todo.left(), request.place.quiet));
+    let (mut fresh, started) = (0, Instant::now());
+    let completion = pool.run(
+        &mut |count| todo.next(count),
+        &mut |record, line| {
+            fresh += 1;
+            progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
+            books.enter(&record);
+            log.write_all(line).context("keep an outcome")
+        },
+        &mut || progress.borrow_mut().show(),
+    );
+    let elapsed = started.elapsed();
+    log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
+    progress.into_inner().finish();
+    Ok(Done { completion: completion?, elapsed, trials: fresh })
+}
+
+fn report(
+    request: &Request,
+    lab: &Lab,
+    prepared: Vec<Prepared>,
+    directory: &RunDirectory,
+    books: Books,
+    done: &Done,
+) -> Report {
+    let rows = prepared.into_iter().zip(books.into_rows());
+    Report {
+        schema: SCHEMA,
+        crashtest: env!("CARGO_PKG_VERSION").to_owned(),
+        scenario: request.scenario.name.clone(),
+        seed: request.seed,
+        command_line: request.command_line.clone(),
+        kernel: kernel(),
+        file_system: file_system(lab.path()),
+        jobs: request.place.jobs,
+        elapsed_ms: u64::try_from(done.elapsed.as_millis()).unwrap_or(u64::MAX),
+        trials_now: done.trials,
+        complete: done.completion == Completion::Whole,
+        directory: directory.path().display().to_string(),
+        promises: request.promises.clone(),
+        subjects: rows
+            .map(|(prepared, (tally, kept))| Row {
+                population: prepared.planner.population(),
+                expectation: request.scenario.expectation(&prepared.name),
+                name: prepared.name,
+                planned: request.trials,
+                interval: tally.interval(),
+                tally,
+                kept,
+                notes: prepared.notes,
+            })
+            .collect(),
+    }
+}
+
+fn kernel() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".to_owned(),
+        |name| format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy()),
+    )
+}
+
+fn file_system(path: &Path) -> String {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+        statfs,
+    };
+    let Ok(found) = statfs(path) else { return "unknown".to_owned() };
+    match found.filesystem_type() {
+        TMPFS_MAGIC => "tmpfs".to_owned(),
+        EXT4_SUPER_MAGIC => "ext4".to_owned(),
+        XFS_SUPER_MAGIC => "xfs".to_owned(),
+        BTRFS_SUPER_MAGIC => "btrfs".to_owned(),
+        OVERLAYFS_SUPER_MAGIC => "overlayfs".to_owned(),
+        other => format!("{:#x}", other.0),
+    }
+}

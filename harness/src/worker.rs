@@ -1,0 +1,97 @@
+//! What a worker does with a trial: inject, judge, keep.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::fault::Nature;
+use crate::inject::{self, Injector};
+use crate::op::OpIndex;
+use crate::oracle;
+use crate::outcome::Outcome;
+use crate::pool::Work;
+use crate::record::Record;
+use crate::results::{Kept, RunDirectory, SCHEMA};
+use crate::run::Request;
+use crate::subject::Prepared;
+use crate::trial::Trial;
+use crate::verdict::{Verdict, ViolationKind};
+
+/// How many violations of one subject a worker keeps with their survivors.
+const KEPT_MAX: usize = 200;
+
+/// Does trials of all subjects in one room.
+pub struct Worker<'a> {
+    request: &'a Request,
+    prepared: &'a [Prepared],
+    directory: &'a RunDirectory,
+    room: PathBuf,
+    injectors: HashMap<usize, Box<dyn Injector + 'a>>,
+    /// What was kept: the first of each kind at each op.
+    kept: HashSet<(usize, ViolationKind, Nature, Option<OpIndex>)>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker that keeps violations in `directory`.
+    #[must_use]
+    pub fn new(
+        request: &'a Request,
+        prepared: &'a [Prepared],
+        directory: &'a RunDirectory,
+        room: PathBuf,
+    ) -> Self {
+        let (injectors, kept) = (HashMap::new(), HashSet::new());
+        Self { request, prepared, directory, room, injectors, kept }
+    }
+
+    /// Keeps a violation if it is the first of its kind here; returns its id.
+    fn keep(
+        &mut self,
+        index: usize,
+        outcome: &Outcome,
+        verdict: &Verdict,
+    ) -> Result<Option<String>> {
+        let Verdict::Violated(violations) = verdict else { return Ok(None) };
+        let Some(first) = violations.first() else { return Ok(None) };
+        let key = (index, first.kind, outcome.fault.nature(), outcome.fault.op());
+        let of_subject = self.kept.iter().filter(|(subject, ..)| *subject == index).count();
+        if of_subject >= KEPT_MAX || !self.kept.insert(key) {
+            return Ok(None);
+        }
+        let (name, subject) = &self.request.subjects[index];
+        let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
+        let kept = Kept {
+            schema: SCHEMA,
+            id: trial.id(),
+            trial,
+            subject: subject.clone(),
+            sites: self.prepared[index].sites.clone(),
+            promises: self.request.promises.clone(),
+            injection: outcome.injection.clone(),
+            acks: outcome.acks,
+            violations: violations.clone(),
+        };
+        self.directory.keep(&kept, outcome)?;
+        Ok(Some(kept.id))
+    }
+}
+
+impl Work for Worker<'_> {
+    fn trial(&mut self, n: u64) -> Result<Record> {
+        let index = usize::try_from(n / self.request.trials).unwrap_or(usize::MAX);
+        let prepared = &self.prepared[index];
+        let fault = prepared.planner.fault(n % self.request.trials).ok_or_else(|| {
+            Error::internal(format!("there is nowhere to strike at `{}`", prepared.name))
+        })?;
+        let injector = match self.injectors.entry(index) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(inject::for_subject(prepared, &self.room)?),
+        };
+        let outcome = injector.inject(&fault)?;
+        let verdict = oracle::judge(&outcome, &prepared.history, &self.request.promises);
+        let mut record = Record::new(n, index, &outcome, &verdict);
+        record.evidence = self.keep(index, &outcome, &verdict)?;
+        Ok(record)
+    }
+}

@@ -220,7 +220,7 @@ fn command(options: &cli::Run) -> Result<Command> {
                 .max_data
                 .map_or(default.data_bytes, |mib| mib.saturating_mul(1 << 20)),
             processes: about.max_processes.unwrap_or(default.processes),
-            acks: about.acks.unwrap_or(default.acks),
+            acks: about.acks,
         },
     })
 }

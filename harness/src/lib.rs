@@ -22,10 +22,12 @@ pub mod model;
 pub mod oracle;
 pub mod plan;
 pub mod report;
+pub mod state_files;
 pub mod suggest;
 pub mod tally;
 pub mod template;
 
+pub mod baseline;
 pub mod cli;
 pub mod commands;
 pub mod inject;

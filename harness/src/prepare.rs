@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crashtest_targets::{STATE_FILE, Strategy};
 
+use crate::baseline;
 use crate::error::{Context, Error, Result};
 use crate::inject::builtin;
 use crate::lab::{self, Lab};
@@ -25,7 +26,7 @@ pub fn prepare(
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
             built_in(name, BuiltIn::new(strategy, *saves, *state_bytes), lab, planner)
         }
-        Subject::Command(_) => Err(Error::internal("commands are not here yet")),
+        Subject::Command(command) => baseline::learn(name, command, lab, planner),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Subjects: what is tested.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::History;
 use crate::plan::{Planner, Sites};
+use crate::state_files::StateFiles;
 
 /// What is tested, as it can be stored and run again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,13 +64,13 @@ pub struct Limits {
     pub data_bytes: u64,
     /// How many processes and threads it may have at once.
     pub processes: usize,
-    /// How many acks end a run that does not end by itself.
-    pub acks: u64,
+    /// How many acks make a run of a program that does not end by itself.
+    pub acks: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { timeout_ms: 30_000, data_bytes: 256 << 20, processes: 256, acks: 10 }
+        Self { timeout_ms: 30_000, data_bytes: 256 << 20, processes: 256, acks: None }
     }
 }
 
@@ -128,7 +129,33 @@ pub enum Kind {
     /// See [`Subject::BuiltIn`].
     BuiltIn(BuiltIn),
     /// See [`Subject::Command`].
-    Command(Box<Command>),
+    Command(Box<Learned>),
+}
+
+/// A program, and what its unbroken run has taught.
+#[derive(Clone, Debug)]
+pub struct Learned {
+    /// The program.
+    pub command: Command,
+    /// Which files are its state.
+    pub state: StateFiles,
+    /// How long a trial may take.
+    pub timeout: Duration,
+    /// All files that an unbroken run leaves, and which are no leftovers.
+    pub known: BTreeSet<PathBuf>,
+    /// Whether it does not end by itself.
+    pub serves: bool,
+    /// Whether `--check` and `--recover` also hold before the first save.
+    pub before_first_save: BeforeFirstSave,
+}
+
+/// Which of the user's commands succeed where there is no state yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BeforeFirstSave {
+    /// `--check` does.
+    pub check: bool,
+    /// `--recover` does.
+    pub recover: bool,
 }
 
 /// A subject after its unbroken run.

@@ -2,12 +2,19 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fault::Fault;
 use crate::outcome::Outcome;
 use crate::subject::{Kind, Prepared};
 
 pub mod builtin;
+pub mod checks;
+pub mod command;
+pub mod decode;
+pub mod output;
+pub mod recorder;
+pub mod runner;
+pub mod tracer;
 
 /// Does trials.
 pub trait Injector {
@@ -21,6 +28,8 @@ pub fn for_subject<'a>(prepared: &'a Prepared, room: &Path) -> Result<Box<dyn In
         Kind::BuiltIn(subject) => {
             Ok(Box::new(builtin::BuiltInInjector::new(subject, &prepared.sites, room)?))
         }
-        Kind::Command(_) => Err(Error::internal("commands are not here yet")),
+        Kind::Command(subject) => {
+            Ok(Box::new(command::CommandInjector::new(subject, prepared, room)?))
+        }
     }
 }

@@ -1,4 +1,8 @@
 //! The edge to the kernel: the only place with `unsafe`.
 
+pub mod arch;
 pub mod process;
+pub mod ptrace;
+pub mod seccomp;
 pub mod signals;
+pub mod spawn;

@@ -1,8 +1,11 @@
 //! Forking, waiting and killing.
 
 use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -68,4 +71,61 @@ pub fn pin_to_cpu(nth: usize) -> io::Result<()> {
     let mut one = CpuSet::new();
     one.set(cpus[nth % cpus.len()])?;
     Ok(sched_setaffinity(this, &one)?)
+}
+
+/// Makes this process the parent of the orphans among its descendants.
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Waits for `child` for at most so long; `None` when it has not ended by then.
+pub fn wait_at_most(child: Pid, time: Duration) -> io::Result<Option<Ended>> {
+    let pidfd = pidfd(child)?;
+    let deadline = Instant::now() + time;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut fds, Some(left.into()), None) {
+            Ok(0) if deadline <= Instant::now() => return Ok(None),
+            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) => return wait_for(child).map(Some),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Kills all children of this process, and then theirs, until there are none. Orphans come to us
+/// (see [`adopt_orphans`]), so that no daemon escapes. Returns how each ended.
+pub fn end_descendants() -> io::Result<Vec<(Pid, Ended)>> {
+    let mut ended = Vec::new();
+    loop {
+        for child in children()? {
+            // It may have ended since.
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        match waitpid(None::<Pid>, Some(nix::sys::wait::WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(pid, status)) => ended.push((pid, Ended::Status(status))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                ended.push((pid, Ended::Signal(signal as i32)));
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECHILD) => return Ok(ended),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The children of this process, which has one thread.
+fn children() -> io::Result<Vec<Pid>> {
+    let pid = getpid();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect())
 }

@@ -29,6 +29,25 @@ pub fn ignore_interrupts() -> io::Result<()> {
     install(&[Signal::SIGINT, Signal::SIGTERM], SigHandler::SigIgn)
 }
 
+/// How often the alarm rings, in microseconds.
+const ALARM_EVERY_US: libc::suseconds_t = 20_000;
+
+/// Rings the alarm again and again while `body` runs, so that it never waits for long.
+pub fn with_alarm<T>(body: impl FnOnce() -> T) -> T {
+    let off = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let every = libc::timeval { tv_sec: 0, tv_usec: ALARM_EVERY_US };
+    set_alarm(libc::itimerval { it_interval: every, it_value: every });
+    let result = body();
+    set_alarm(libc::itimerval { it_interval: off, it_value: off });
+    result
+}
+
+fn set_alarm(timer: libc::itimerval) {
+    // SAFETY: `timer` is valid for the call, and a null pointer says that the old one is not wanted.
+    // The call fails for invalid times only.
+    let _ = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+}
+
 /// Makes SIGALRM interrupt calls that wait, and do nothing else.
 pub fn interrupt_by_alarm() -> io::Result<()> {
     install(&[Signal::SIGALRM], SigHandler::Handler(nothing))

@@ -1,0 +1,382 @@
+//! The unbroken run of a program: twice, in two directories, to learn what is the same.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::history::{History, Repeats};
+use crate::inject::checks::{Checks, Said, Shell};
+use crate::inject::command::no_sites;
+use crate::inject::output::AckCounter;
+use crate::inject::recorder::Recorder;
+use crate::inject::runner::{self, Plain, Runner};
+use crate::inject::tracer::{How, Ran, Unfollowed};
+use crate::lab::Lab;
+use crate::model::{Files, Node};
+use crate::op::Trace;
+use crate::os::process::Ended;
+use crate::outcome::{Content, Survivor};
+use crate::plan::{Planner, Sites};
+use crate::state_files::{self, StateFiles};
+use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
+
+/// How long what a program left running may go on after it in the unbroken run.
+const GRACE: Duration = Duration::from_millis(500);
+/// A trial may take this much longer than the unbroken run, and then some.
+const TRIAL_FACTOR: u32 = 10;
+const TRIAL_AT_LEAST: Duration = Duration::from_secs(2);
+
+/// What one unbroken run did.
+struct Unbroken {
+    trace: Trace,
+    before: Files,
+    after: Survivor,
+    unfollowed: BTreeSet<Unfollowed>,
+    duration: Duration,
+    /// It did not end by itself, and was ended after its acks.
+    serves: bool,
+    stragglers: usize,
+}
+
+/// Runs a program unbroken and learns from it.
+pub fn learn(
+    name: &str,
+    command: &Command,
+    lab: &Lab,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    check_options(command)?;
+    let mut rooms = [Runner::new(command, &lab.room(0)?)?, Runner::new(command, &lab.room(1)?)?];
+    let before_first_save = try_before(command, &mut rooms[0])?;
+    let first = unbroken(name, command, &mut rooms[0])?;
+    let mut notes = Vec::new();
+    let state = choose_state(name, command, &first, &mut notes)?;
+    let learned = history(name, &first, &state)?;
+    let second = unbroken(name, command, &mut rooms[1])?;
+    let mut history = learned;
+    match self::history(name, &second, &state) {
+        Ok(again) => history.confirm(&again),
+        Err(_) => history.repeats = Repeats::No,
+    }
+    note_repeats(&history, &first, &second, &mut notes);
+    note_unfollowed(&second, &mut notes);
+    let learned = Learned {
+        command: command.clone(),
+        timeout: (second.duration * TRIAL_FACTOR + TRIAL_AT_LEAST).min(command.limits.timeout()),
+        known: first.after.others.iter().chain(&second.after.others).cloned().collect(),
+        state,
+        serves: second.serves,
+        before_first_save,
+    };
+    try_own_commands(name, &learned, &mut rooms[1])?;
+    let sites = Sites::of(&second.trace, second.duration);
+    if sites.sites.is_empty() {
+        return Err(no_sites(name));
+    }
+    let planner = planner(sites.clone());
+    if planner.fault(0).is_none() {
+        return Err(Error::baseline(format!(
+            "`{name}` makes no call at which this fault can strike"
+        )));
+    }
+    let kind = Kind::Command(Box::new(learned));
+    Ok(Prepared { name: name.to_owned(), kind, sites, history, planner, notes })
+}
+
+/// Finds what is wrong with the options before anything is run.
+fn check_options(command: &Command) -> Result<()> {
+    StateFiles::given(&command.state)?;
+    command.ack.as_deref().map(runner::ack_pattern).transpose()?;
+    Checks::new(command, Path::new("/"))?;
+    if let Some(init) = &command.init
+        && !init.is_dir()
+    {
+        return Err(Error::usage(format!("--init {} is not a directory", init.display())));
+    }
+    Ok(())
+}
+
+fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbroken> {
+    runner.reset()?;
+    let before = initial(&runner.survivor(&everything()?)?);
+    let scope = runner.scope.clone();
+    let pattern = command.ack.as_deref().map(runner::ack_pattern).transpose()?;
+    let limits = command.limits;
+    let counter = AckCounter::new(pattern);
+    let mut recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
+    let started = Instant::now();
+    let ran = runner.traced(&mut recorder, None, limits.timeout(), GRACE)?;
+    let words = runner.output.last_words();
+    let serves = recorder.had_enough_acks() && ran.how == How::Enough;
+    sound(name, command, &ran, &recorder, serves, &words)?;
+    let duration = if serves { recorder.last_op_at() - started } else { started.elapsed() };
+    // Waiting for what the program left behind is no part of its run.
+    let waited = if ran.stragglers > 0 { GRACE } else { Duration::ZERO };
+    let after = runner.survivor(&everything()?)?;
+    if serves {
+        recorder.cut_to_acks();
+    }
+    Ok(Unbroken {
+        trace: recorder.trace,
+        before,
+        after,
+        unfollowed: recorder.unfollowed,
+        duration: duration.saturating_sub(waited),
+        serves,
+        stragglers: ran.stragglers,
+    })
+}
+
+/// Whether the run is one to compare with.
+fn sound(
+    name: &str,
+    command: &Command,
+    ran: &Ran,
+    recorder: &Recorder<'_>,
+    serves: bool,
+    words: &str,
+) -> Result<()> {
+    let limits = command.limits;
+    let failed = |what: String| {
+        let said = if words.is_empty() { String::new() } else { format!("; it says: {words}") };
+        Err(Error::baseline(format!("the unbroken run of `{name}` {what}{said}")))
+    };
+    if recorder.unfollowed.contains(&Unfollowed::ForeignCode) {
+        return Err(Error::baseline(format!("`{name}` runs 32-bit code, which can't be followed"))
+            .help("--timing kills it without following it"));
+    }
+    if recorder.overflowed() {
+        let mib = limits.data_bytes >> 20;
+        return Err(Error::baseline(format!("`{name}` writes more than {mib} MiB in one run"))
+            .help("make it save less, or allow more with --max-data MIB"));
+    }
+    match ran.how {
+        How::Ended(Ended::Status(0)) => Ok(()),
+        How::Enough if serves => Ok(()),
+        How::Ended(Ended::Status(status)) => failed(format!("failed with status {status}")),
+        How::Ended(Ended::Signal(signal)) => failed(format!("died of signal {signal}")),
+        How::TimedOut => {
+            let seconds = limits.timeout_ms / 1000;
+            let error = Error::baseline(format!("`{name}` did not end within {seconds} s"));
+            Err(error.help(
+                "allow more with --timeout SECONDS; of a program that serves for ever, tell with \
+                 --ack REGEX when it has saved, and with --acks N how many acks make a run",
+            ))
+        }
+        How::TooMany => Err(Error::baseline(format!(
+            "`{name}` started more than {} processes",
+            limits.processes
+        ))
+        .help("allow more with --max-processes N")),
+        How::Struck | How::Enough => failed("was stopped by the harness".to_owned()),
+    }
+}
+
+/// Everything in the directory counts as state until the state is known.
+fn everything() -> Result<StateFiles> {
+    StateFiles::given(&["**".to_owned()])
+}
+
+fn initial(survivor: &Survivor) -> Files {
+    let mut files = Files::default();
+    for (path, content) in &survivor.files {
+        if let Content::Bytes(bytes) = content {
+            files.insert(path.clone(), Node::File(bytes.clone()));
+        }
+    }
+    files
+}
+
+fn choose_state(
+    name: &str,
+    command: &Command,
+    run: &Unbroken,
+    notes: &mut Vec<String>,
+) -> Result<StateFiles> {
+    let same = |path: &Path, bytes: &[u8]| run.before.bytes(path) == Some(bytes);
+    let changed: BTreeSet<PathBuf> = run
+        .after
+        .files
+        .iter()
+        .filter(|(path, content)| match content {
+            Content::Bytes(bytes) => !same(path, bytes),
+            Content::Other(_) => false,
+        })
+        .map(|(path, _)| path.clone())
+        .collect();
+    if let Some((path, what)) = too_large(&run.after) {
+        return Err(Error::baseline(format!("{} of `{name}` is {what}", path.display()))
+            .help("allow more with --max-data MIB"));
+    }
+    if !command.state.is_empty() {
+        let given = StateFiles::given(&command.state)?;
+        if changed.iter().any(|path| given.contains(path)) {
+            return Ok(given);
+        }
+        let found: Vec<_> = changed.iter().map(|path| path.display().to_string()).collect();
+        let error = Error::baseline(format!(
+            "`{name}` leaves no file that matches --state {}",
+            command.state.join(" --state ")
+        ));
+        return Err(if found.is_empty() {
+            no_sites(name)
+        } else {
+            error.help(format!("it leaves {}", found.join(", ")))
+        });
+    }
+    let (state, companions) = state_files::choose(&changed);
+    if state.is_empty() {
+        return Err(no_sites(name));
+    }
+    let list = |paths: &BTreeSet<PathBuf>| {
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let mut note = format!("state found: {}", list(&state));
+    if !companions.is_empty() {
+        note += &format!("; not judged: {} (--state GLOB changes that)", list(&companions));
+    }
+    notes.push(note);
+    Ok(StateFiles::Found(state))
+}
+
+fn too_large(survivor: &Survivor) -> Option<(&PathBuf, &String)> {
+    survivor.files.iter().find_map(|(path, content)| match content {
+        Content::Other(what) if what.contains("more than is read") => Some((path, what)),
+        Content::Other(_) | Content::Bytes(_) => None,
+    })
+}
+
+/// Learns the versions, and makes sure that the trace explains what is really there.
+fn history(name: &str, run: &Unbroken, state: &StateFiles) -> Result<History> {
+    let unexplained = |why: String| {
+        let mapped = run.trace.ops.iter().any(|op| op.call == crate::op::Call::MapShared);
+        let help = if mapped {
+            "it writes its state through a shared mapping, which can't be cut; --timing kills it \
+             without following it, and --check says what is sound"
+        } else {
+            "--timing kills it without following it, and --check says what is sound"
+        };
+        Err(Error::baseline(format!("the calls of `{name}` do not explain what it leaves: {why}"))
+            .help(help))
+    };
+    let is_state = |path: &Path| state.contains(path);
+    let history = match History::learn(&run.trace, &run.before, &is_state) {
+        Ok(history) => history,
+        Err(why) => return unexplained(why.0),
+    };
+    if run.serves {
+        // It was ended in the middle of something: what is there now is of no version.
+        return Ok(history);
+    }
+    let last = history.versions.last().cloned().unwrap_or_default();
+    for (path, content) in run.after.files.iter().filter(|(path, _)| state.contains(path)) {
+        let explained = match content {
+            Content::Bytes(bytes) => {
+                last.get(path).is_some_and(|reference| reference.bytes == *bytes)
+            }
+            Content::Other(_) => false,
+        };
+        if !explained {
+            return unexplained(format!("{} holds other bytes", path.display()));
+        }
+    }
+    match last.keys().find(|path| !run.after.files.contains_key(*path)) {
+        Some(path) => unexplained(format!("{} is not there", path.display())),
+        None => Ok(history),
+    }
+}
+
+fn note_repeats(history: &History, first: &Unbroken, second: &Unbroken, notes: &mut Vec<String>) {
+    match history.repeats {
+        Repeats::Exactly => {}
+        Repeats::InShape => notes.push(
+            "some values of the state differ from run to run; they are compared by type".to_owned(),
+        ),
+        Repeats::No => notes.push(
+            "the state differs from run to run: only damage that needs no comparison is seen; add \
+             --check"
+                .to_owned(),
+        ),
+    }
+    let calls = |run: &Unbroken| run.trace.ops.iter().map(|op| op.call).collect::<Vec<_>>();
+    let (one, two) = (calls(first), calls(second));
+    if one != two {
+        let n = one.iter().zip(&two).take_while(|(a, b)| a == b).count();
+        notes.push(format!(
+            "the calls differ from run to run, from op {n} on; ops are struck by count"
+        ));
+    }
+}
+
+fn note_unfollowed(run: &Unbroken, notes: &mut Vec<String>) {
+    if run.unfollowed.contains(&Unfollowed::IoUring) {
+        notes.push("it asked for io_uring and was told that there is none (ENOSYS)".to_owned());
+    }
+    let mapped: BTreeSet<_> = run
+        .trace
+        .ops
+        .iter()
+        .filter(|op| op.call == crate::op::Call::MapShared)
+        .map(|op| op.effect.path().display().to_string())
+        .collect();
+    for path in mapped {
+        notes.push(format!("{path} is mapped shared: its changes are seen at op boundaries only"));
+    }
+    if run.stragglers > 0 {
+        let count = run.stragglers;
+        notes.push(format!("{count} processes or threads were left running and were killed"));
+    }
+    if run.serves {
+        let acks = run.trace.acks.len();
+        notes.push(format!("it does not end by itself: a run ends after {acks} acks"));
+    }
+}
+
+/// Finds which of the user's commands succeed where there is no state yet.
+fn try_before(command: &Command, runner: &mut Runner) -> Result<BeforeFirstSave> {
+    runner.reset()?;
+    let timeout = command.limits.timeout();
+    let root = runner.scope.root.clone();
+    let mut holds = |text: &Option<String>| -> Result<bool> {
+        let Some(text) = text else { return Ok(false) };
+        let said = Shell::new(text, command, &root)?.run(timeout)?;
+        runner.reset()?;
+        Ok(said == Said::Yes)
+    };
+    Ok(BeforeFirstSave { check: holds(&command.check)?, recover: holds(&command.recover)? })
+}
+
+/// The user's own checks must hold for what the unbroken run left, or they say nothing later.
+fn try_own_commands(name: &str, learned: &Learned, runner: &mut Runner) -> Result<()> {
+    let (command, root) = (&learned.command, runner.scope.root.clone());
+    let checks = Checks::new(command, &root)?;
+    let survivor = runner.survivor(&learned.state)?;
+    let wrong = |what: String| {
+        Err(Error::baseline(format!("after the unbroken run of `{name}`, {what}"))
+            .help("it must hold for a sound state, or it says nothing about a broken one"))
+    };
+    if let Some(complaint) = checks.look(&survivor).into_iter().find_map(|check| check.complaint) {
+        return wrong(complaint);
+    }
+    let timeout = command.limits.timeout();
+    match checks.command().map(|check| check.run(timeout)).transpose()? {
+        None | Some(Said::Yes) => {}
+        Some(Said::No(why)) => return wrong(format!("--check fails: {why}")),
+        Some(Said::Hung) => return wrong("--check does not end".to_owned()),
+    }
+    let Some(text) = &command.recover else { return Ok(()) };
+    match Shell::new(text, command, &root)?.run(timeout)? {
+        Said::Yes => {}
+        Said::No(why) => return wrong(format!("--recover fails: {why}")),
+        Said::Hung => return wrong("--recover does not end".to_owned()),
+    }
+    match runner.plain(None, learned.timeout)? {
+        Plain::Ended(Ended::Status(0)) => Ok(()),
+        _ if learned.serves => Ok(()),
+        other => wrong(format!(
+            "the program run again fails ({other:?}): {}",
+            runner.output.last_words()
+        )),
+    }
+}

@@ -1,0 +1,208 @@
+//! The user's own checks of what survived.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::runner;
+use crate::error::{Context, Error, Result};
+use crate::os::process::{self, Ended};
+use crate::outcome::{Check, CheckKind, Content, Survivor};
+use crate::subject::Command;
+
+/// The checks of one subject, ready to be run.
+pub struct Checks {
+    command: Option<Shell>,
+    #[cfg(feature = "schema")]
+    schema: Option<jsonschema::Validator>,
+    #[cfg(feature = "invariant")]
+    invariants: Vec<(String, cel::Program)>,
+}
+
+impl Checks {
+    /// Reads and compiles them.
+    pub fn new(command: &Command, root: &Path) -> Result<Self> {
+        #[cfg(not(feature = "schema"))]
+        if command.schema.is_some() {
+            return Err(
+                Error::usage("--schema is not built in").help("build with --features schema")
+            );
+        }
+        #[cfg(not(feature = "invariant"))]
+        if !command.invariants.is_empty() {
+            return Err(
+                Error::usage("--invariant is not built in").help("build with --features invariant")
+            );
+        }
+        Ok(Self {
+            command: command
+                .check
+                .as_ref()
+                .map(|text| Shell::new(text, command, root))
+                .transpose()?,
+            #[cfg(feature = "schema")]
+            schema: command.schema.as_deref().map(schema).transpose()?,
+            #[cfg(feature = "invariant")]
+            invariants: command
+                .invariants
+                .iter()
+                .map(|text| invariant(text))
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The user's command, if there is one.
+    #[must_use]
+    pub fn command(&self) -> Option<&Shell> {
+        self.command.as_ref()
+    }
+
+    /// Looks at the state files that are there. JSON checks hold for each of them.
+    #[must_use]
+    pub fn look(&self, survivor: &Survivor) -> Vec<Check> {
+        let mut checks = Vec::new();
+        for (path, content) in &survivor.files {
+            let Content::Bytes(bytes) = content else { continue };
+            let value = serde_json::from_slice::<serde_json::Value>(bytes);
+            #[cfg(feature = "schema")]
+            if let Some(schema) = &self.schema {
+                let complaint = match &value {
+                    Ok(value) => schema.iter_errors(value).next().map(|error| {
+                        format!("{}: {error} at `{}`", path.display(), error.instance_path())
+                    }),
+                    Err(error) => Some(format!("{}: no JSON: {error}", path.display())),
+                };
+                checks.push(Check { kind: CheckKind::Schema, complaint });
+            }
+            #[cfg(feature = "invariant")]
+            for (text, program) in &self.invariants {
+                let complaint = match &value {
+                    Ok(value) => holds(text, program, value),
+                    Err(error) => Some(format!("no JSON: {error}")),
+                };
+                let complaint = complaint.map(|why| format!("{}: {why}", path.display()));
+                checks.push(Check { kind: CheckKind::Invariant, complaint });
+            }
+            let _ = (path, value);
+        }
+        checks
+    }
+}
+
+#[cfg(feature = "schema")]
+fn schema(path: &Path) -> Result<jsonschema::Validator> {
+    let wrong =
+        |why: String| Error::usage(format!("cannot use the schema {}: {why}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    jsonschema::validator_for(&value).map_err(|error| wrong(error.to_string()))
+}
+
+#[cfg(feature = "invariant")]
+fn invariant(text: &str) -> Result<(String, cel::Program)> {
+    match cel::Program::compile(text) {
+        Ok(program) => Ok((text.to_owned(), program)),
+        Err(error) => {
+            Err(Error::usage(format!("`--invariant {text}` is not a CEL expression: {error}"))
+                .help("an example is `state.peak >= state.balance`"))
+        }
+    }
+}
+
+/// Why an expression does not hold; `None` if it does.
+#[cfg(feature = "invariant")]
+fn holds(text: &str, program: &cel::Program, state: &serde_json::Value) -> Option<String> {
+    let mut context = cel::Context::default();
+    if let Err(error) = context.add_variable("state", state) {
+        return Some(format!("`{text}` can't be tried: {error}"));
+    }
+    match program.execute(&context) {
+        Ok(cel::Value::Bool(true)) => None,
+        Ok(cel::Value::Bool(false)) => Some(format!("`{text}` does not hold")),
+        Ok(other) => Some(format!("`{text}` is no truth value but {:?}", other.type_of())),
+        Err(error) => Some(format!("`{text}` fails: {error}")),
+    }
+}
+
+/// A command of the user's, run by `sh` in the directory with what survived.
+pub struct Shell {
+    text: String,
+    environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    root: PathBuf,
+}
+
+/// How a command of the user's ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// With status 0.
+    Yes,
+    /// With another status; the text is what it printed last.
+    No(String),
+    /// It did not end in time.
+    Hung,
+}
+
+impl Shell {
+    /// A command for the trial directory `root`.
+    pub fn new(text: &str, command: &Command, root: &Path) -> Result<Self> {
+        let here = std::env::current_dir().context("find the current directory")?;
+        // A script that is named by a path from here is found from there.
+        let words: Vec<String> = text
+            .split(' ')
+            .map(|word| match runner::script(&here, word) {
+                Some(path) => quoted(&path.to_string_lossy()),
+                None => word.replace("{dir}", &root.to_string_lossy()),
+            })
+            .collect();
+        let environment = runner::environment(command, root, &here);
+        Ok(Self { text: words.join(" "), environment, root: root.to_owned() })
+    }
+
+    /// Runs it.
+    pub fn run(&self, timeout: Duration) -> Result<Said> {
+        use std::os::unix::process::CommandExt;
+        let mut said = tempfile::tempfile().context("make a temporary file")?;
+        let to_file = |file: &std::fs::File| file.try_clone().context("share a file");
+        let child = std::process::Command::new("/bin/sh")
+            .args(["-c", &self.text])
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(&self.root)
+            .stdin(std::process::Stdio::null())
+            .stdout(to_file(&said)?)
+            .stderr(to_file(&said)?)
+            .process_group(0)
+            .spawn()
+            .context(format_args!("start `{}`", self.text))?;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
+        let ended = process::wait_at_most(pid, timeout).context("wait for a command")?;
+        process::end_descendants().context("end a command")?;
+        Ok(match ended {
+            None => Said::Hung,
+            Some(Ended::Status(0)) => Said::Yes,
+            Some(ended) => Said::No(last_line(&mut said, ended)),
+        })
+    }
+}
+
+fn last_line(said: &mut std::fs::File, ended: Ended) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    const LOOKED_AT: u64 = 4096;
+    let mut text = Vec::new();
+    let length = said.metadata().map_or(0, |found| found.len());
+    let read = said
+        .seek(SeekFrom::Start(length.saturating_sub(LOOKED_AT)))
+        .and_then(|_| said.take(LOOKED_AT).read_to_end(&mut text));
+    let how = match ended {
+        Ended::Status(status) => format!("exit status {status}"),
+        Ended::Signal(signal) => format!("signal {signal}"),
+    };
+    let text = String::from_utf8_lossy(&text).trim().lines().last().unwrap_or_default().to_owned();
+    match read {
+        Ok(_) if !text.is_empty() => format!("{how}: {text}"),
+        _ => how,
+    }
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}

@@ -1,0 +1,153 @@
+//! Writes down all that a program does to its files, and when it gives its acks.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::decode::{self, Asked, Scope};
+use super::output::AckCounter;
+use super::tracer::{Done, Unfollowed, Watcher};
+use crate::armed::Action;
+use crate::op::{Call, Effect, Op, Trace};
+
+/// How long a program may go on after the acks that make a run, if nobody asked for so many.
+const LINGER: Duration = Duration::from_secs(2);
+/// How many acks make a run of a program that does not end by itself.
+const ACKS_DEFAULT: u64 = 10;
+
+/// Records a run.
+pub struct Recorder<'a> {
+    scope: &'a Scope,
+    counter: AckCounter,
+    /// How many acks make a run, if the user said so.
+    acks_asked: Option<u64>,
+    data_bytes_max: u64,
+    /// What was recorded.
+    pub trace: Trace,
+    /// What could not be followed.
+    pub unfollowed: BTreeSet<Unfollowed>,
+    counts: HashMap<Call, u32>,
+    data_bytes: u64,
+    enough_acks_at: Option<Instant>,
+    last_op_at: Instant,
+}
+
+impl<'a> Recorder<'a> {
+    /// A recorder that keeps at most `data_bytes_max` bytes.
+    #[must_use]
+    pub fn new(
+        scope: &'a Scope,
+        counter: AckCounter,
+        acks_asked: Option<u64>,
+        data_bytes_max: u64,
+    ) -> Self {
+        Self {
+            scope,
+            counter,
+            acks_asked,
+            data_bytes_max,
+            trace: Trace::default(),
+            unfollowed: BTreeSet::new(),
+            counts: HashMap::new(),
+            data_bytes: 0,
+            enough_acks_at: None,
+            last_op_at: Instant::now(),
+        }
+    }
+
+    /// Whether the program wrote more than is kept.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.data_bytes > self.data_bytes_max
+    }
+
+    /// Whether the run was ended after so many acks.
+    #[must_use]
+    pub fn had_enough_acks(&self) -> bool {
+        self.enough_acks_at
+            .is_some_and(|since| self.acks_asked.is_some() || since.elapsed() >= LINGER)
+    }
+
+    /// When the last op had been done.
+    #[must_use]
+    pub fn last_op_at(&self) -> Instant {
+        self.last_op_at
+    }
+
+    fn acks_of_a_run(&self) -> u64 {
+        self.acks_asked.unwrap_or(ACKS_DEFAULT)
+    }
+
+    /// Drops what came after the acks that make a run.
+    pub fn cut_to_acks(&mut self) {
+        let acks = usize::try_from(self.acks_of_a_run()).unwrap_or(usize::MAX);
+        if let Some(ops) = acks.checked_sub(1).and_then(|last| self.trace.acks.get(last)).copied() {
+            self.trace.acks.truncate(acks);
+            self.trace.ops.truncate(ops);
+        }
+    }
+
+    /// What the kernel made of a call, where that says more than what was asked.
+    fn effect(&self, done: &Done<'_>) -> Effect {
+        let tid = done.thread.tid();
+        match done.asked.effect.clone() {
+            Effect::Write { path, offset, .. } => {
+                let count = usize::try_from(done.result).unwrap_or(0);
+                let file = match done.asked.call {
+                    Call::CopyFileRange | Call::Splice => done.arguments[2],
+                    _ => done.arguments[0],
+                };
+                // A thread that died here never saw its write succeed; the model will tell.
+                let data = decode::moved(done.thread, &done.asked, file, count).unwrap_or_default();
+                Effect::Write { path, offset, data }
+            }
+            Effect::Open { path, create, truncate } if done.result >= 0 => {
+                // Links are followed, and a file without a name gets one.
+                let real = fs::read_link(format!("/proc/{tid}/fd/{}", done.result)).ok();
+                let real = real.and_then(|real| self.scope.place(&real));
+                let nameless = real.as_ref().is_some_and(|real| {
+                    real.as_os_str().as_encoded_bytes().ends_with(b" (deleted)")
+                });
+                Effect::Open { path: real.unwrap_or(path), create: create || nameless, truncate }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Watcher for Recorder<'_> {
+    fn asked(&mut self, _asked: &Asked) -> Action {
+        Action::Pass
+    }
+
+    fn wants_results(&self) -> bool {
+        true
+    }
+
+    fn done(&mut self, done: Done<'_>) {
+        let effect = self.effect(&done);
+        let nth = self.counts.entry(done.asked.call).or_default();
+        *nth += 1;
+        let op = Op { call: done.asked.call, nth: *nth, effect, result: done.result };
+        self.data_bytes += op.written() as u64;
+        self.trace.ops.push(op);
+        self.last_op_at = Instant::now();
+    }
+
+    fn prints(&mut self, bytes: &[u8]) {
+        self.counter.feed(bytes);
+        let acks = usize::try_from(self.counter.acks()).unwrap_or(usize::MAX);
+        self.trace.acks.resize(acks.max(self.trace.acks.len()), self.trace.ops.len());
+        if self.counter.acks() >= self.acks_of_a_run() {
+            self.enough_acks_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn unfollowed(&mut self, what: Unfollowed) {
+        self.unfollowed.insert(what);
+    }
+
+    fn enough(&self) -> bool {
+        self.overflowed() || self.had_enough_acks()
+    }
+}

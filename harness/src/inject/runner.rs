@@ -1,0 +1,340 @@
+//! Starts a program in a trial directory, again and again.
+
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use regex::bytes::Regex;
+
+use super::decode::Scope;
+use super::output::Output;
+use super::tracer::{Bounds, Ran, Tracer, Watcher};
+use crate::error::{Context, Error, Result};
+use crate::lab;
+use crate::op::Call;
+use crate::os::process::{self, Ended};
+use crate::os::seccomp::{self, Filter};
+use crate::os::signals;
+use crate::os::spawn::{self, Program, Trace};
+use crate::outcome::{Content, Survivor};
+use crate::state_files::StateFiles;
+use crate::subject::{Command, Limits};
+
+/// Starts one program in one room.
+pub struct Runner {
+    program: Program,
+    init: Option<PathBuf>,
+    limits: Limits,
+    /// What the program prints.
+    pub output: Output,
+    /// The trial directory, and what matters in it.
+    pub scope: Scope,
+    filters: HashMap<Option<Call>, Filter>,
+}
+
+/// How long a program that is not traced may wait for its output to be read.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// How a run without tracing ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// By itself or by a signal from elsewhere.
+    Ended(Ended),
+    /// It was killed at the moment that was asked for.
+    Killed,
+    /// Its time was up.
+    TimedOut,
+}
+
+impl Runner {
+    /// A runner that works in `room`.
+    pub fn new(command: &Command, room: &Path) -> Result<Self> {
+        let root = room.join("dir");
+        let ack = command.ack.as_deref().map(ack_pattern).transpose()?;
+        let program = program(command, &root)?;
+        process::adopt_orphans().context("become the parent of orphans")?;
+        signals::interrupt_by_alarm().context("catch the alarm")?;
+        Ok(Self {
+            program,
+            init: command.init.clone(),
+            limits: command.limits,
+            output: Output::new(ack).context("make pipes")?,
+            scope: Scope { root, everywhere: command.sandbox },
+            filters: HashMap::new(),
+        })
+    }
+
+    /// Makes the trial directory anew.
+    pub fn reset(&mut self) -> Result<()> {
+        let root = &self.scope.root;
+        let made = lab::remove_tree(root).and_then(|()| match &self.init {
+            Some(init) => lab::copy_tree(init, root),
+            None => fs::create_dir(root),
+        });
+        made.context(format_args!("make {}", root.display()))?;
+        self.output.reset().context("read what the program printed")
+    }
+
+    /// Runs the program in the directory as it is, and follows it. With `only`, it stops at calls
+    /// of that kind alone.
+    pub fn traced(
+        &mut self,
+        watcher: &mut impl Watcher,
+        only: Option<Call>,
+        timeout: Duration,
+        grace: Duration,
+    ) -> Result<Ran> {
+        let filter = self
+            .filters
+            .entry(only)
+            .or_insert_with(|| Filter::new(only.map_or(seccomp::Scope::All, seccomp::Scope::Only)));
+        let deadline = Instant::now() + timeout;
+        let bounds = Bounds { deadline, processes: self.limits.processes, grace };
+        let child =
+            spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || Ok(()))
+                .map_err(|error| cannot_trace(&error))?;
+        let tracer = Tracer::new(child, &self.scope, &mut self.output, watcher, bounds);
+        let ran = signals::with_alarm(|| tracer.run()).context("follow the program")?;
+        self.started()?;
+        Ok(ran)
+    }
+
+    /// Runs the program without tracing; with `kill_after`, kills it then.
+    pub fn plain(&mut self, kill_after: Option<Duration>, timeout: Duration) -> Result<Plain> {
+        let started = Instant::now();
+        let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || Ok(()))
+            .context("start the program")?;
+        let limit = kill_after.unwrap_or(timeout);
+        let ended = loop {
+            let left = limit.saturating_sub(started.elapsed());
+            let ended = process::wait_at_most(child, left.min(DRAIN_EVERY));
+            let ended = ended.context("wait for the program")?;
+            if ended.is_some() || started.elapsed() >= limit {
+                break ended;
+            }
+            self.output.drain().context("read what the program prints")?;
+        };
+        let descendants = process::end_descendants().context("end the program")?;
+        self.output.drain().context("read what the program printed")?;
+        self.started()?;
+        Ok(match (ended, kill_after) {
+            (Some(ended), _) => Plain::Ended(ended),
+            // It may have ended by itself in the last moment.
+            (None, Some(_)) => match descendants.iter().find(|(pid, _)| *pid == child) {
+                Some((_, Ended::Signal(libc::SIGKILL))) | None => Plain::Killed,
+                Some((_, ended)) => Plain::Ended(*ended),
+            },
+            (None, None) => Plain::TimedOut,
+        })
+    }
+
+    fn started(&mut self) -> Result<()> {
+        match self.output.start_error() {
+            None => Ok(()),
+            Some(errno) => {
+                let path = self.program.path.to_string_lossy().into_owned();
+                let error = Error::baseline(format!("cannot execute {path}: {errno}"));
+                Err(match errno {
+                    nix::errno::Errno::ENOEXEC => {
+                        error.help("a script needs a first line such as `#!/bin/sh`")
+                    }
+                    nix::errno::Errno::ENOENT => {
+                        error.help("does the interpreter in its first line exist?")
+                    }
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    /// Reads what is in the trial directory; files that are larger than may be are not read.
+    pub fn survivor(&self, state: &StateFiles) -> Result<Survivor> {
+        let root = &self.scope.root;
+        let mut survivor = Survivor::default();
+        let limit = self.limits.data_bytes;
+        match collect(root, Path::new(""), state, limit, &mut survivor) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                survivor = Survivor::default();
+                lab::open_up(root)
+                    .and_then(|()| collect(root, Path::new(""), state, limit, &mut survivor))
+            }
+            // The program removed its own directory: nothing is left.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+        .context(format_args!("read {}", root.display()))?;
+        Ok(survivor)
+    }
+}
+
+fn collect(
+    root: &Path,
+    below: &Path,
+    state: &StateFiles,
+    limit: u64,
+    survivor: &mut Survivor,
+) -> io::Result<()> {
+    for entry in fs::read_dir(root.join(below))? {
+        let entry = entry?;
+        let path = below.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            collect(root, &path, state, limit, survivor)?;
+            if let StateFiles::Found(files) = state
+                && files.contains(&path)
+            {
+                survivor.files.insert(path, Content::Other("a directory".to_owned()));
+            }
+        } else if state.contains(&path) {
+            survivor.files.insert(path, content(&entry.path(), limit));
+        } else {
+            survivor.others.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn content(path: &Path, limit: u64) -> Content {
+    // Symbolic links are followed, as the program's own load does.
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Content::Other("a directory".to_owned()),
+        Ok(found) if !found.is_file() => Content::Other("no regular file".to_owned()),
+        Ok(found) if found.len() > limit => {
+            Content::Other(format!("{} bytes long, more than is read", found.len()))
+        }
+        Ok(found) => match fs::read(path) {
+            Ok(bytes) => Content::Bytes(bytes),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let opened = fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+                    .and_then(|()| fs::read(path));
+                let mode = found.permissions().mode() & 0o7777;
+                opened.map_or_else(
+                    |_| Content::Other(format!("not readable (mode {mode:o})")),
+                    Content::Bytes,
+                )
+            }
+            Err(error) => Content::Other(format!("not readable: {error}")),
+        },
+        Err(error) => Content::Other(format!("not readable: {error}")),
+    }
+}
+
+fn cannot_trace(error: &io::Error) -> Error {
+    let cannot = Error::lacking(format!("cannot trace the program: {error}"));
+    match error.raw_os_error() {
+        Some(libc::EPERM) => cannot.help(
+            "ptrace is forbidden here (kernel.yama.ptrace_scope, or a container's policy); \
+             `crashtest doctor` shows what is missing, and --timing does without",
+        ),
+        _ => cannot,
+    }
+}
+
+/// Compiles the user's pattern for acks.
+pub fn ack_pattern(pattern: &str) -> Result<Regex> {
+    Regex::new(pattern).map_err(|error| {
+        let reason = error.to_string();
+        let last = reason.lines().last().unwrap_or_default().to_owned();
+        Error::usage(format!("`--ack {pattern}` is not a regular expression: {last}"))
+    })
+}
+
+fn program(command: &Command, root: &Path) -> Result<Program> {
+    let [name, arguments @ ..] = &command.argv[..] else {
+        return Err(Error::usage("no program was named").help("give it after `--`"));
+    };
+    let c_string = |text: &OsStr| {
+        CString::new(text.as_bytes()).map_err(|_| Error::usage("an argument holds a NUL byte"))
+    };
+    let here = std::env::current_dir().context("find the current directory")?;
+    let fill = |argument: &String| {
+        let directory = root.to_string_lossy();
+        OsString::from(argument.replace("{dir}", &directory))
+    };
+    let mut all = vec![c_string(name.as_ref())?];
+    for argument in arguments {
+        let script =
+            script(&here, argument).map_or_else(|| fill(argument), PathBuf::into_os_string);
+        all.push(c_string(&script)?);
+    }
+    Ok(Program {
+        path: c_string(executable(&here, name)?.as_os_str())?,
+        arguments: all,
+        environment: environment(command, root, &here)
+            .into_iter()
+            .map(|(name, value)| {
+                let pair = [name.as_bytes(), b"=", value.as_bytes()].concat();
+                c_string(&OsString::from_vec(pair))
+            })
+            .collect::<Result<_>>()?,
+        directory: c_string(root.as_os_str())?,
+    })
+}
+
+/// The environment of a program: ours, with the trial directory as its home.
+#[must_use]
+pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString, OsString)> {
+    let own = ["HOME", "PWD", "CRASHTEST_DIR"].map(|name| (name.into(), root.into()));
+    let given = command.env.iter().map(|(name, value)| (name.into(), value.into()));
+    let set: HashMap<OsString, OsString> = std::env::vars_os()
+        .filter(|(name, _)| name != "OLDPWD")
+        .chain(own)
+        .chain([("CRASHTEST_CWD".into(), here.into())])
+        .chain(given)
+        .collect();
+    set.into_iter().collect()
+}
+
+/// The file to execute: a path from here, or a name in `PATH`.
+fn executable(here: &Path, name: &str) -> Result<PathBuf> {
+    let runs = |path: &Path| {
+        fs::metadata(path)
+            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    if name.contains('/') {
+        let path = here.join(name);
+        if runs(&path) {
+            return Ok(path);
+        }
+        return Err(match fs::metadata(&path) {
+            Err(error) => Error::baseline(format!("cannot execute {name}: {error}"))
+                .help("paths of programs are relative to the current directory"),
+            Ok(found) if found.is_dir() => {
+                Error::baseline(format!("cannot execute {name}: it is a directory"))
+            }
+            Ok(_) => Error::baseline(format!("cannot execute {name}: it is not executable"))
+                .help(format!("chmod +x {name}, or name its interpreter: -- python3 {name}")),
+        });
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|directory| here.join(directory).join(name))
+        .find(|candidate| runs(candidate))
+        .ok_or_else(|| {
+            Error::baseline(format!("cannot execute {name}: it is not in PATH"))
+                .help("give its path, such as ./program")
+        })
+}
+
+/// A script named by a path from here: the program runs elsewhere, so the path is made absolute.
+///
+/// Only what is executable or ends like a script: a file such as `state.json` that happens to lie
+/// here must never be what a trial writes to or a check reads.
+#[must_use]
+pub fn script(here: &Path, argument: &str) -> Option<PathBuf> {
+    const ENDINGS: [&str; 15] = [
+        "py", "js", "mjs", "cjs", "ts", "sh", "bash", "rb", "pl", "lua", "php", "jar", "tcl",
+        "awk", "jq",
+    ];
+    let relative = Path::new(argument);
+    let path = here.join(relative);
+    let found =
+        fs::metadata(&path).ok().filter(|found| found.is_file() && relative.is_relative())?;
+    let ending = relative.extension().and_then(OsStr::to_str).unwrap_or_default();
+    let is_script = ENDINGS.contains(&ending) || found.permissions().mode() & 0o111 != 0;
+    is_script.then_some(path)
+}

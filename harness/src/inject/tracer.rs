@@ -1,0 +1,361 @@
+//! Follows a program and everything that it starts, and shows each storage call to a [`Watcher`].
+//!
+//! What a call means is not decided here. The watcher says what is to be done, and this does it:
+//! lets the call through, cuts it, kills the whole tree before or after it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gettid};
+
+use super::decode::{self, Asked, Scope};
+use super::output::Output;
+use crate::armed::{Action, Then};
+use crate::os::process::Ended;
+use crate::os::ptrace::{self, CallInfo, Died, Event, Reason, Run, Stopped};
+use crate::os::seccomp;
+
+/// Sees the calls of a run and says what is to be done with them.
+pub trait Watcher {
+    /// A storage call that matters is about to be made.
+    fn asked(&mut self, asked: &Asked) -> Action;
+    /// Whether the results of calls are wanted; then calls are made one at a time.
+    fn wants_results(&self) -> bool;
+    /// A call has returned. Cut calls are reported too.
+    fn done(&mut self, _done: Done<'_>) {}
+    /// The program is about to print this.
+    fn prints(&mut self, _bytes: &[u8]) {}
+    /// Something that can't be followed was met.
+    fn unfollowed(&mut self, what: Unfollowed);
+    /// Whether the run has shown enough.
+    fn enough(&self) -> bool {
+        false
+    }
+}
+
+/// A call that has returned.
+pub struct Done<'a> {
+    /// What it was asked.
+    pub asked: Asked,
+    /// What it returned.
+    pub result: i64,
+    /// The thread, stopped at the return.
+    pub thread: &'a Stopped,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+/// What a tracer can not follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unfollowed {
+    /// A call of the 32-bit or x32 kind.
+    ForeignCode,
+    /// `io_uring_setup`; it was answered with `ENOSYS`.
+    IoUring,
+}
+
+/// What a run may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// When it is killed.
+    pub deadline: Instant,
+    /// How many processes and threads there may be at once.
+    pub processes: usize,
+    /// How long what the program left running may go on after the program.
+    pub grace: Duration,
+}
+
+/// How a traced run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// How the program itself ended.
+    pub how: How,
+    /// What the program met when the trial struck.
+    pub struck: bool,
+    /// How many processes were still running when the program itself had ended.
+    pub stragglers: usize,
+}
+
+/// How a program itself ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// By itself or by a signal from elsewhere.
+    Ended(Ended),
+    /// The watcher's action killed it.
+    Struck,
+    /// The watcher had seen enough.
+    Enough,
+    /// Its time was up.
+    TimedOut,
+    /// It started too many processes.
+    TooMany,
+}
+
+/// What is known of a thread.
+enum State {
+    /// It makes a call whose result is awaited.
+    Calling { asked: Box<Asked>, arguments: [u64; 6], then: After },
+}
+
+/// What follows the return of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    GoOn,
+    Kill,
+}
+
+/// Follows one run.
+pub struct Tracer<'a, W: Watcher> {
+    root: Pid,
+    scope: &'a Scope,
+    output: &'a mut Output,
+    watcher: &'a mut W,
+    bounds: Bounds,
+    /// All threads that are known to live.
+    threads: HashSet<Pid>,
+    calling: HashMap<Pid, State>,
+    /// Stopped before a call, until the calls before it have returned.
+    held: VecDeque<Stopped>,
+    ended: Option<Ended>,
+    ended_at: Option<Instant>,
+    verdict: Option<How>,
+    stragglers: usize,
+}
+
+impl<'a, W: Watcher> Tracer<'a, W> {
+    /// A tracer for the program `root`, which has been seized.
+    pub fn new(
+        root: Pid,
+        scope: &'a Scope,
+        output: &'a mut Output,
+        watcher: &'a mut W,
+        bounds: Bounds,
+    ) -> Self {
+        Self {
+            root,
+            scope,
+            output,
+            watcher,
+            bounds,
+            threads: HashSet::from([root]),
+            calling: HashMap::new(),
+            held: VecDeque::new(),
+            ended: None,
+            ended_at: None,
+            verdict: None,
+            stragglers: 0,
+        }
+    }
+
+    /// Follows the program to its end, and leaves none of its processes.
+    pub fn run(mut self) -> io::Result<Ran> {
+        loop {
+            match ptrace::wait()? {
+                Event::NobodyLeft => break,
+                Event::Tick => self.tick()?,
+                Event::Gone(tid, how) => self.gone(tid, how),
+                Event::Stop(stopped, reason) => {
+                    let tid = stopped.tid();
+                    if self.verdict.is_some() {
+                        kill_hard(tid);
+                    } else if let Err(Died) = self.stopped(stopped, reason) {
+                        // Its end is the next that is heard of it.
+                        self.calling.remove(&tid);
+                    }
+                }
+            }
+        }
+        self.output.drain()?;
+        let how = match (self.verdict, self.ended) {
+            (Some(How::Enough), Some(ended)) => How::Ended(ended),
+            (Some(verdict), _) => verdict,
+            (None, Some(ended)) => How::Ended(ended),
+            (None, None) => return Err(io::Error::other("the program ended unseen")),
+        };
+        Ok(Ran { how, struck: how == How::Struck, stragglers: self.stragglers })
+    }
+
+    fn tick(&mut self) -> io::Result<()> {
+        self.output.drain()?;
+        let now = Instant::now();
+        if self.verdict.is_some() {
+            // Killed again, in case one was between two states the first time.
+            self.kill_all();
+        } else if let Some(since) = self.ended_at {
+            if now.duration_since(since) >= self.bounds.grace {
+                self.stragglers = self.threads.len();
+                self.end(How::Enough);
+            }
+        } else if now >= self.bounds.deadline {
+            self.end(How::TimedOut);
+        } else if self.watcher.enough() {
+            self.end(How::Enough);
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, tid: Pid, how: Ended) {
+        self.threads.remove(&tid);
+        let was_calling = self.calling.remove(&tid).is_some();
+        if tid == self.root && self.ended.is_none() {
+            self.ended = Some(how);
+            self.ended_at = Some(Instant::now());
+        }
+        if was_calling {
+            self.release();
+        }
+    }
+
+    fn stopped(&mut self, stopped: Stopped, reason: Reason) -> ptrace::Result<()> {
+        match reason {
+            Reason::Filter => self.call(stopped),
+            Reason::CallDone => self.returned(stopped),
+            Reason::NewChild(child) => {
+                if child.as_raw() != 0 {
+                    self.threads.insert(child);
+                }
+                if self.threads.len() > self.bounds.processes {
+                    self.end(How::TooMany);
+                    kill_hard(stopped.tid());
+                    return Ok(());
+                }
+                stopped.resume(Run::On, 0)
+            }
+            Reason::Exec(before) => {
+                if before != stopped.tid() {
+                    self.threads.remove(&before);
+                }
+                self.threads.insert(stopped.tid());
+                stopped.resume(Run::On, 0)
+            }
+            Reason::Began => {
+                self.threads.insert(stopped.tid());
+                stopped.resume(Run::On, 0)
+            }
+            Reason::GroupStop => stopped.listen(),
+            Reason::Signal(signal) => {
+                let run = self.run_of(stopped.tid());
+                stopped.resume(run, signal)
+            }
+        }
+    }
+
+    /// A thread that is in a call which is awaited goes on to its return.
+    fn run_of(&self, tid: Pid) -> Run {
+        if self.calling.contains_key(&tid) { Run::ToExit } else { Run::On }
+    }
+
+    fn call(&mut self, stopped: Stopped) -> ptrace::Result<()> {
+        if self.watcher.wants_results() && !self.calling.is_empty() {
+            self.held.push_back(stopped);
+            return Ok(());
+        }
+        let CallInfo::Entry { data, number, arguments } = stopped.call_info()? else {
+            return stopped.resume(Run::On, 0);
+        };
+        match data {
+            seccomp::IO_URING => {
+                self.watcher.unfollowed(Unfollowed::IoUring);
+                stopped.skip_call(-i64::from(libc::ENOSYS))?;
+                return stopped.resume(Run::On, 0);
+            }
+            seccomp::STORAGE => {}
+            _ => {
+                self.watcher.unfollowed(Unfollowed::ForeignCode);
+                return stopped.resume(Run::On, 0);
+            }
+        }
+        let Some(asked) = decode::decode(&stopped, number, arguments, self.scope)? else {
+            if self.watcher.wants_results() && self.output.is_stdout(&stopped, arguments[0]) {
+                self.watcher.prints(&decode::printed(&stopped, number, arguments)?);
+            }
+            return stopped.resume(Run::On, 0);
+        };
+        let action = self.watcher.asked(&asked);
+        let then = match action {
+            Action::Pass if !self.watcher.wants_results() => return stopped.resume(Run::On, 0),
+            Action::Pass => After::GoOn,
+            Action::KillBefore => {
+                self.end(How::Struck);
+                return Ok(());
+            }
+            Action::KillAfter => After::Kill,
+            Action::Cut { keep, then } => {
+                decode::shorten(&stopped, &asked, keep)?;
+                match then {
+                    Then::Kill => After::Kill,
+                    Then::GoOn => After::GoOn,
+                }
+            }
+        };
+        let state = State::Calling { asked: Box::new(asked), arguments, then };
+        self.calling.insert(stopped.tid(), state);
+        stopped.resume(Run::ToExit, 0)
+    }
+
+    fn returned(&mut self, stopped: Stopped) -> ptrace::Result<()> {
+        let Some(State::Calling { asked, arguments, then }) = self.calling.remove(&stopped.tid())
+        else {
+            return stopped.resume(Run::On, 0);
+        };
+        let result = match stopped.call_info()? {
+            CallInfo::Exit(result) => result,
+            CallInfo::Entry { .. } | CallInfo::Other => 0,
+        };
+        self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments });
+        match then {
+            After::Kill => {
+                self.end(How::Struck);
+                Ok(())
+            }
+            After::GoOn if self.watcher.enough() => {
+                self.end(How::Enough);
+                Ok(())
+            }
+            After::GoOn => {
+                stopped.resume(Run::On, 0)?;
+                self.release();
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets the next held thread make its call.
+    fn release(&mut self) {
+        while self.calling.is_empty() && self.verdict.is_none() {
+            let Some(next) = self.held.pop_front() else { return };
+            // A thread that died is heard of soon.
+            let _ = self.call(next);
+        }
+    }
+
+    /// Ends the run: nothing that is traced makes another step.
+    fn end(&mut self, how: How) {
+        self.verdict.get_or_insert(how);
+        self.kill_all();
+    }
+
+    fn kill_all(&mut self) {
+        // A tid that is not ours any more may have been given to somebody else's process.
+        let me = gettid();
+        self.threads.retain(|tid| *tid == self.root || is_traced_by(*tid, me));
+        let root_lives = self.ended.is_none();
+        for tid in self.threads.iter().filter(|tid| **tid != self.root || root_lives) {
+            kill_hard(*tid);
+        }
+    }
+}
+
+fn kill_hard(tid: Pid) {
+    // It may have died already.
+    let _ = kill(tid, Signal::SIGKILL);
+}
+
+fn is_traced_by(tid: Pid, tracer: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    line.is_some_and(|pid| pid.trim() == tracer.to_string())
+}

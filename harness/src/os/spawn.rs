@@ -1,0 +1,194 @@
+//! Starting a program: traced from its first instruction, or not at all.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
+use nix::unistd::Pid;
+
+use super::process::fork_child;
+use super::ptrace;
+use super::seccomp::Filter;
+
+/// A program ready to be started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The file to execute.
+    pub path: CString,
+    /// Its arguments, the name that it is called by first.
+    pub arguments: Vec<CString>,
+    /// Its environment, as NAME=VALUE.
+    pub environment: Vec<CString>,
+    /// Its working directory.
+    pub directory: CString,
+}
+
+/// The pipes between a worker and the programs that it starts one after another.
+#[derive(Debug)]
+pub struct Pipes {
+    stdout: PipeReader,
+    stdout_in: PipeWriter,
+    stderr: PipeReader,
+    stderr_in: PipeWriter,
+    /// Lets the child go on once it is traced.
+    go: PipeReader,
+    go_in: PipeWriter,
+    /// Says why the program could not be started.
+    failed: PipeReader,
+    failed_in: PipeWriter,
+    null: File,
+}
+
+/// Which output of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Its stdout.
+    Out,
+    /// Its stderr.
+    Err,
+}
+
+impl Pipes {
+    /// Makes them.
+    pub fn new() -> io::Result<Self> {
+        let (stdout, stdout_in) = io::pipe()?;
+        let (stderr, stderr_in) = io::pipe()?;
+        let (go, go_in) = io::pipe()?;
+        let (failed, failed_in) = io::pipe()?;
+        for pipe in [&stdout, &stderr, &failed] {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        // A program that prints more than a pipe takes waits for the next tick of the alarm.
+        for pipe in [&stdout_in, &stderr_in] {
+            let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20));
+        }
+        let null = File::open("/dev/null")?;
+        Ok(Self { stdout, stdout_in, stderr, stderr_in, go, go_in, failed, failed_in, null })
+    }
+
+    /// Reads what a program has printed; `false` when there is nothing more for now.
+    pub fn read(&mut self, stream: Stream, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        let pipe = match stream {
+            Stream::Out => &mut self.stdout,
+            Stream::Err => &mut self.stderr,
+        };
+        let mut part = [0; 1 << 14];
+        match pipe.read(&mut part) {
+            Ok(count) => {
+                buffer.extend_from_slice(&part[..count]);
+                Ok(count > 0)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why the last program could not be started, if it could not.
+    pub fn start_error(&mut self) -> Option<Errno> {
+        let mut number = [0; 4];
+        match self.failed.read(&mut number) {
+            Ok(4) => Some(Errno::from_raw(i32::from_le_bytes(number))),
+            _ => None,
+        }
+    }
+
+    /// The name that `/proc` gives to the stdout of a program.
+    pub fn stdout_name(&self) -> io::Result<String> {
+        let link = format!("/proc/self/fd/{}", self.stdout_in.as_raw_fd());
+        Ok(std::fs::read_link(link)?.to_string_lossy().into_owned())
+    }
+}
+
+/// Whether and how a program is traced.
+#[derive(Clone, Copy)]
+pub enum Trace<'a> {
+    /// It runs as it would without us.
+    Not,
+    /// It stops at the calls of this filter.
+    With(&'a Filter),
+}
+
+/// Starts `program` in a process group of its own. `confine` runs in the child first.
+pub fn spawn(
+    program: &Program,
+    pipes: &mut Pipes,
+    trace: Trace<'_>,
+    confine: impl FnOnce() -> nix::Result<()>,
+) -> io::Result<Pid> {
+    // All memory is allocated before the fork; the child only makes system calls.
+    let arguments = pointers(&program.arguments);
+    let environment = pointers(&program.environment);
+    let child = fork_child(|| {
+        let error = start(program, pipes, trace, confine, &arguments, &environment);
+        let _ = (&pipes.failed_in).write_all(&(error as i32).to_le_bytes());
+        127
+    })?;
+    if let Trace::With(_) = trace {
+        if let Err(error) = ptrace::seize(child) {
+            let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+            super::process::wait_for(child)?;
+            return Err(error.into());
+        }
+        pipes.go_in.write_all(&[1])?;
+    }
+    Ok(child)
+}
+
+/// The child's part; returns only when it failed.
+fn start(
+    program: &Program,
+    pipes: &Pipes,
+    trace: Trace<'_>,
+    confine: impl FnOnce() -> nix::Result<()>,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> Errno {
+    let prepare = || -> nix::Result<()> {
+        if let Trace::With(_) = trace {
+            nix::unistd::read(&pipes.go, &mut [0])?;
+        }
+        nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        reset_signals()?;
+        onto(pipes.null.as_fd(), 0)?;
+        onto(pipes.stdout_in.as_fd(), 1)?;
+        onto(pipes.stderr_in.as_fd(), 2)?;
+        confine()?;
+        nix::unistd::chdir(program.directory.as_c_str())?;
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+        match trace {
+            Trace::With(filter) => filter.load(),
+            Trace::Not => Ok(()),
+        }
+    };
+    if let Err(error) = prepare() {
+        return error;
+    }
+    // SAFETY: `path`, `arguments` and `environment` are C strings, and lists of them that end with
+    // a null pointer; all live in `program`.
+    unsafe { libc::execve(program.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    Errno::last()
+}
+
+fn onto(fd: BorrowedFd<'_>, number: i32) -> nix::Result<()> {
+    // SAFETY: dup2 takes no pointers; the child gives up whatever it had under `number`.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+fn reset_signals() -> nix::Result<()> {
+    // Rust ignores SIGPIPE, workers ignore SIGINT and SIGTERM; a program expects the defaults.
+    for ignored in [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the default action is no handler that could be called.
+        unsafe { signal(ignored, SigHandler::SigDfl) }?;
+    }
+    sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}

@@ -1,0 +1,114 @@
+//! Which of a program's files are its state.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+
+use crate::error::{Error, Result};
+
+/// The state files of a program.
+#[derive(Clone, Debug)]
+pub enum StateFiles {
+    /// Those that match the user's globs.
+    Given(GlobSet),
+    /// Those that were found.
+    Found(BTreeSet<PathBuf>),
+}
+
+impl StateFiles {
+    /// Reads globs, which are relative to the trial directory; `*` stops at a slash.
+    pub fn given(globs: &[String]) -> Result<Self> {
+        let mut set = GlobSetBuilder::new();
+        for text in globs {
+            let text = text.trim_start_matches("./").trim_start_matches("{dir}/");
+            let glob = globset::GlobBuilder::new(text).literal_separator(true).build();
+            let glob: Glob = glob.map_err(|error| {
+                Error::usage(format!("`--state {text}` is not a glob: {}", error.kind()))
+                    .help("quote special characters with a backslash, or name the file")
+            })?;
+            set.add(glob);
+        }
+        set.build().map(Self::Given).map_err(|error| Error::usage(format!("--state: {error}")))
+    }
+
+    /// Whether a path, relative to the trial directory, is state.
+    #[must_use]
+    pub fn contains(&self, path: &Path) -> bool {
+        match self {
+            Self::Given(globs) => globs.is_match(path),
+            Self::Found(files) => files.contains(path),
+        }
+    }
+}
+
+/// Chooses the state among the files that a run left changed; the rest are companions, such as
+/// backups and logs.
+///
+/// A file is a companion if its name says so (`.bak`, `.tmp`, `.log`, `.lock`, `.pid`, a directory
+/// with `backup` in its name), or if it is another changed file's name with more behind it
+/// (`state.json.1`). If only companions were changed they are the state.
+#[must_use]
+pub fn choose(changed: &BTreeSet<PathBuf>) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+    let is_companion =
+        |path: &&PathBuf| says_companion(path) || changed.iter().any(|other| extends(path, other));
+    let (companions, state): (BTreeSet<_>, BTreeSet<_>) =
+        changed.iter().partition(|path| is_companion(path));
+    let owned = |set: BTreeSet<&PathBuf>| set.into_iter().cloned().collect::<BTreeSet<_>>();
+    if state.is_empty() {
+        return (owned(companions), BTreeSet::new());
+    }
+    (owned(state), owned(companions))
+}
+
+fn says_companion(path: &Path) -> bool {
+    const ENDINGS: [&str; 9] =
+        [".bak", ".tmp", ".temp", ".log", ".lock", ".pid", ".old", "~", ".pyc"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let in_backups = path.parent().is_some_and(|parent| {
+        let parent = parent.to_string_lossy().to_lowercase();
+        parent.contains("backup") || parent.contains("__pycache__")
+    });
+    let called_backup = name.contains("backup") || name.contains(".bak.");
+    in_backups || called_backup || ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Whether `path` is the name of `other`, in the same directory, with more behind it.
+fn extends(path: &Path, other: &Path) -> bool {
+    let (Some(name), Some(base)) = (path.file_name(), other.file_name()) else { return false };
+    let rest = name.as_encoded_bytes().strip_prefix(base.as_encoded_bytes());
+    path.parent() == other.parent()
+        && rest.is_some_and(|rest| matches!(rest.first(), Some(b'.' | b'-' | b'_' | b'~')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(changed: &[&str]) -> Vec<String> {
+        let changed = changed.iter().map(PathBuf::from).collect();
+        choose(&changed).0.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    #[test]
+    fn backups_logs_and_temps_are_companions() {
+        let changed =
+            ["state.json", "state.json.1", "state.json.tmp", "bot.log", "backups/state.json"];
+        assert_eq!(chosen(&changed), ["state.json"]);
+    }
+
+    #[test]
+    fn several_files_can_be_state_and_a_lone_log_too() {
+        assert_eq!(chosen(&["a.json", "b.json"]), ["a.json", "b.json"]);
+        assert_eq!(chosen(&["wal.log"]), ["wal.log"]);
+    }
+
+    #[test]
+    fn globs_stop_at_slashes_and_may_begin_with_the_directory() {
+        let state = StateFiles::given(&["*.json".into(), "{dir}/data/*".into()]).unwrap();
+        assert!(state.contains(Path::new("a.json")));
+        assert!(!state.contains(Path::new("x/a.json")));
+        assert!(state.contains(Path::new("data/a")));
+        assert!(StateFiles::given(&["[".into()]).is_err());
+    }
+}

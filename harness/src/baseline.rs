@@ -1,6 +1,6 @@
 //! The unbroken run of a program: twice, in two directories, to learn what is the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::inject::runner::{self, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
 use crate::model::{Files, Node};
-use crate::op::Trace;
+use crate::op::{Effect, Trace};
 use crate::os::process::Ended;
 use crate::outcome::{Content, Survivor};
 use crate::plan::{Planner, Sites};
@@ -67,6 +67,7 @@ pub fn learn(
         known: first.after.others.iter().chain(&second.after.others).cloned().collect(),
         state,
         serves: second.serves,
+        outside: rooms[1].outside.clone(),
         before_first_save,
     };
     try_own_commands(name, &learned, &mut rooms[1])?;
@@ -99,7 +100,7 @@ fn check_options(command: &Command) -> Result<()> {
 
 fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbroken> {
     runner.reset()?;
-    let before = initial(&runner.survivor(&everything()?)?);
+    let mut before = initial(&runner.survivor(&everything()?)?);
     let scope = runner.scope.clone();
     let pattern = command.ack.as_deref().map(runner::ack_pattern).transpose()?;
     let limits = command.limits;
@@ -113,6 +114,10 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
     let duration = if serves { recorder.last_op_at() - started } else { started.elapsed() };
     // Waiting for what the program left behind is no part of its run.
     let waited = if ran.stragglers > 0 { GRACE } else { Duration::ZERO };
+    runner.outside = outside(&recorder.trace, command);
+    for (path, bytes) in &runner.outside {
+        before.insert(path.clone(), Node::File(bytes.clone()));
+    }
     let after = runner.survivor(&everything()?)?;
     if serves {
         recorder.cut_to_acks();
@@ -126,6 +131,25 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         serves,
         stragglers: ran.stragglers,
     })
+}
+
+/// What the files outside the trial directory that a run has touched hold on this machine.
+fn outside(trace: &Trace, command: &Command) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut outside = BTreeMap::new();
+    for op in &trace.ops {
+        let from = match &op.effect {
+            Effect::Rename { from, .. } | Effect::Link { from, .. } => Some(from),
+            _ => None,
+        };
+        for path in from.into_iter().chain([op.effect.path()]).filter(|path| path.is_absolute()) {
+            let small = std::fs::metadata(path)
+                .is_ok_and(|found| found.is_file() && found.len() <= command.limits.data_bytes);
+            if small && let Ok(bytes) = std::fs::read(path) {
+                outside.insert(path.clone(), bytes);
+            }
+        }
+    }
+    outside
 }
 
 /// Whether the run is one to compare with.

@@ -11,7 +11,8 @@ use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::os::signals;
 use crate::plan::{FaultKind, Granularity, Seed};
-use crate::report::table;
+use crate::replay;
+use crate::report::{self, table};
 use crate::results::{self, RunDirectory};
 use crate::run::{self, Place, Request};
 use crate::scenario::{EMBEDDED, Scenario};
@@ -23,7 +24,7 @@ use crate::verdict::Promise;
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
         cli::Command::Run(options) => run(&options),
-        cli::Command::Replay(_) => Err(Error::internal("replay is not here yet")),
+        cli::Command::Replay(options) => replay(&options),
         cli::Command::List(list) => print(&list_text(&list)),
         cli::Command::Doctor => Err(Error::internal("doctor is not here yet")),
         cli::Command::Completions { shell } => {
@@ -73,6 +74,17 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
     Ok(report.status())
 }
 
+fn replay(options: &cli::Replay) -> Result<ExitStatus> {
+    let replayed = replay::replay(&options.results.root, &options.id, options.keep.as_deref())?;
+    if options.json {
+        let json = serde_json::to_string_pretty(&replayed).context("write the facts")?;
+        print(&format!("{json}\n"))?;
+    } else {
+        print(&report::replay::render(&replayed))?;
+    }
+    Ok(if replayed.again { ExitStatus::AsExpected } else { ExitStatus::Unexpected })
+}
+
 fn terminal_width() -> Option<u16> {
     let on_terminal = std::io::stdout().is_terminal();
     on_terminal.then(|| indicatif_width().max(40))
@@ -119,6 +131,14 @@ fn request(options: &cli::Run) -> Result<Request> {
             command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
         if own {
             promises.insert(Promise::Checked);
+        }
+        // What is not looked at is not promised: without an ack no save is owed to anybody, and
+        // without a command that recovers nothing is recovered.
+        if command.ack.is_none() {
+            promises.remove(&Promise::Durable);
+        }
+        if command.recover.is_none() {
+            promises.remove(&Promise::Recoverable);
         }
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };

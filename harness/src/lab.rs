@@ -57,6 +57,14 @@ impl Lab {
     }
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // The overlays of a sandbox leave directories without any permissions, at which the
+        // ordinary removal stops. What is still there after this is removed by the next run.
+        let _ = remove_tree(self.path());
+    }
+}
+
 /// As [`Lab::room`], for a worker that has but the base's path.
 pub fn room(base: &Path, worker: usize) -> Result<PathBuf> {
     let room = base.join(format!("w{worker:03}"));

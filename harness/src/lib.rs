@@ -36,6 +36,8 @@ pub mod os;
 pub mod pool;
 pub mod prepare;
 pub mod progress;
+pub mod replay;
 pub mod results;
 pub mod run;
+pub mod sandbox;
 pub mod worker;

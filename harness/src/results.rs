@@ -209,8 +209,9 @@ impl RunDirectory {
     }
 }
 
-/// Finds a kept violation by its id, or by the beginning of it.
-pub fn find_kept(root: &Path, id: &str) -> Result<Kept> {
+/// Finds a kept violation by its id, or by the beginning of it; and the directory of what
+/// survived.
+pub fn find_kept(root: &Path, id: &str) -> Result<(Kept, PathBuf)> {
     let mut found: Vec<PathBuf> = Vec::new();
     for run in runs(root) {
         for entry in fs::read_dir(run.join(VIOLATIONS)).into_iter().flatten().flatten() {
@@ -222,7 +223,7 @@ pub fn find_kept(root: &Path, id: &str) -> Result<Kept> {
     }
     let names: BTreeSet<_> = found.iter().filter_map(|path| path.file_name()).collect();
     match (names.len(), found.pop()) {
-        (1, Some(newest)) => read_json(&newest.join(VIOLATION)),
+        (1, Some(newest)) => Ok((read_json(&newest.join(VIOLATION))?, newest.join(SURVIVOR))),
         (0, _) | (_, None) => {
             Err(Error::usage(format!("no violation `{id}` is kept in {}", root.display()))
                 .help("the table of a run prints the ids; --results names another place"))

@@ -145,6 +145,8 @@ pub struct Learned {
     pub known: BTreeSet<PathBuf>,
     /// Whether it does not end by itself.
     pub serves: bool,
+    /// Files outside the trial directory that it touches, as they are before a run.
+    pub outside: BTreeMap<PathBuf, Vec<u8>>,
     /// Whether `--check` and `--recover` also hold before the first save.
     pub before_first_save: BeforeFirstSave,
 }

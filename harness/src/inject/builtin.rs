@@ -18,6 +18,7 @@ use crate::armed::{Action, Armed, Then};
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::inject::Injector;
+use crate::lab;
 use crate::op::{ByteOffset, Call, Effect, Op, Trace};
 use crate::os::process::{Ended, fork_child, kill_self, wait_for};
 use crate::outcome::{Content, Exit, Load, NextSave, Outcome, Recovery, Survivor};
@@ -35,6 +36,7 @@ pub struct BuiltInInjector<'a> {
     directory: PathBuf,
     told: PipeReader,
     tell: PipeWriter,
+    keep: Option<PathBuf>,
 }
 
 impl<'a> BuiltInInjector<'a> {
@@ -44,7 +46,7 @@ impl<'a> BuiltInInjector<'a> {
         fs::create_dir_all(&directory).context(format_args!("make {}", directory.display()))?;
         let (told, tell) = io::pipe().context("make a pipe")?;
         set_nonblocking(&told)?;
-        Ok(Self { subject, sites, directory, told, tell })
+        Ok(Self { subject, sites, directory, told, tell, keep: None })
     }
 
     /// Empties the directory and puts version 0 there.
@@ -151,6 +153,10 @@ impl<'a> BuiltInInjector<'a> {
 }
 
 impl Injector for BuiltInInjector<'_> {
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.keep = Some(directory);
+    }
+
     fn inject(&mut self, fault: &Fault) -> Result<Outcome> {
         self.reset().context(format_args!("prepare {}", self.directory.display()))?;
         let started = Instant::now();
@@ -172,6 +178,10 @@ impl Injector for BuiltInInjector<'_> {
             Ended::Signal(signal) => Exit::Signal(signal),
         };
         let survivor = self.survivor().context("read what is left")?;
+        if let Some(keep) = self.keep.take() {
+            lab::copy_tree(&self.directory, &keep)
+                .context(format_args!("keep a copy in {}", keep.display()))?;
+        }
         let injection =
             if struck { Injection::At(self.struck(fault)) } else { Injection::NotReached };
         let recovery = self.recover();

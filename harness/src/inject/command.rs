@@ -1,6 +1,6 @@
 //! Any program: run under the tracer, and killed where the trial says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::checks::{Checks, Said, Shell};
@@ -30,7 +30,8 @@ impl<'a> CommandInjector<'a> {
     /// An injector that works in `room`.
     pub fn new(learned: &'a Learned, prepared: &'a Prepared, room: &Path) -> Result<Self> {
         let command = &learned.command;
-        let runner = Runner::new(command, room)?;
+        let mut runner = Runner::new(command, room)?;
+        runner.outside.clone_from(&learned.outside);
         let root = runner.scope.root.clone();
         let recover =
             command.recover.as_ref().map(|text| Shell::new(text, command, &root)).transpose()?;
@@ -124,6 +125,10 @@ impl<'a> CommandInjector<'a> {
 }
 
 impl Injector for CommandInjector<'_> {
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.runner.keep_in(directory);
+    }
+
     fn inject(&mut self, fault: &Fault) -> Result<Outcome> {
         self.runner.reset()?;
         let (injection, exit) = match fault {
@@ -132,6 +137,7 @@ impl Injector for CommandInjector<'_> {
         };
         let acks = self.runner.output.acks();
         let survivor = self.runner.survivor(&self.learned.state)?;
+        self.runner.keep()?;
         let says_something = matches!(injection, Injection::At(_));
         let (mut checks, mut recovery) = (Vec::new(), Recovery::default());
         if says_something {

@@ -1,6 +1,6 @@
 //! The seam between deciding and doing: a trial goes in, facts come out.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::fault::Fault;
@@ -20,6 +20,8 @@ pub mod tracer;
 pub trait Injector {
     /// Does one trial and reports the facts.
     fn inject(&mut self, fault: &Fault) -> Result<Outcome>;
+    /// Keeps a copy of what the next trial leaves, before any check or recovery.
+    fn keep_in(&mut self, directory: PathBuf);
 }
 
 /// The injector for a subject, working in `room`.

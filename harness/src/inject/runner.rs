@@ -1,11 +1,11 @@
 //! Starts a program in a trial directory, again and again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,12 @@ use crate::error::{Context, Error, Result};
 use crate::lab;
 use crate::op::Call;
 use crate::os::process::{self, Ended};
+use crate::os::sandbox;
 use crate::os::seccomp::{self, Filter};
 use crate::os::signals;
 use crate::os::spawn::{self, Program, Trace};
 use crate::outcome::{Content, Survivor};
+use crate::sandbox::Sandbox;
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
 
@@ -35,6 +37,11 @@ pub struct Runner {
     /// The trial directory, and what matters in it.
     pub scope: Scope,
     filters: HashMap<Option<Call>, Filter>,
+    sandbox: Option<Sandbox>,
+    /// Files outside the trial directory, as they are before a run; only a sandboxed program
+    /// changes any.
+    pub outside: BTreeMap<PathBuf, Vec<u8>>,
+    keep: Option<PathBuf>,
 }
 
 /// How long a program that is not traced may wait for its output to be read.
@@ -59,7 +66,11 @@ impl Runner {
         let program = program(command, &root)?;
         process::adopt_orphans().context("become the parent of orphans")?;
         signals::interrupt_by_alarm().context("catch the alarm")?;
+        let sandbox = command.sandbox.then(|| Sandbox::plan(room, &root)).transpose()?;
         Ok(Self {
+            sandbox,
+            outside: BTreeMap::new(),
+            keep: None,
             program,
             init: command.init.clone(),
             limits: command.limits,
@@ -77,6 +88,9 @@ impl Runner {
             None => fs::create_dir(root),
         });
         made.context(format_args!("make {}", root.display()))?;
+        if let Some(sandbox) = &self.sandbox {
+            sandbox::prepare(sandbox).context("make the layers of the sandbox")?;
+        }
         self.output.reset().context("read what the program printed")
     }
 
@@ -96,8 +110,10 @@ impl Runner {
         let deadline = Instant::now() + timeout;
         let bounds = Bounds { deadline, processes: self.limits.processes, grace };
         let child =
-            spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || Ok(()))
-                .map_err(|error| cannot_trace(&error))?;
+            spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || {
+                confine(&self.sandbox)
+            })
+            .map_err(|error| cannot_trace(&error))?;
         let tracer = Tracer::new(child, &self.scope, &mut self.output, watcher, bounds);
         let ran = signals::with_alarm(|| tracer.run()).context("follow the program")?;
         self.started()?;
@@ -107,8 +123,10 @@ impl Runner {
     /// Runs the program without tracing; with `kill_after`, kills it then.
     pub fn plain(&mut self, kill_after: Option<Duration>, timeout: Duration) -> Result<Plain> {
         let started = Instant::now();
-        let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || Ok(()))
-            .context("start the program")?;
+        let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || {
+            confine(&self.sandbox)
+        })
+        .context("start the program")?;
         let limit = kill_after.unwrap_or(timeout);
         let ended = loop {
             let left = limit.saturating_sub(started.elapsed());
@@ -137,6 +155,13 @@ impl Runner {
         match self.output.start_error() {
             None => Ok(()),
             Some(errno) => {
+                if self.sandbox.is_some()
+                    && !Path::new(OsStr::from_bytes(self.program.path.as_bytes())).is_dir()
+                    && errno != nix::errno::Errno::ENOEXEC
+                {
+                    return Err(Error::lacking(format!("cannot start the program in a sandbox: {errno}"))
+                        .help("unprivileged user namespaces and overlays are needed; `crashtest doctor` shows what is missing"));
+                }
                 let path = self.program.path.to_string_lossy().into_owned();
                 let error = Error::baseline(format!("cannot execute {path}: {errno}"));
                 Err(match errno {
@@ -149,6 +174,23 @@ impl Runner {
                     _ => error,
                 })
             }
+        }
+    }
+
+    /// Keeps a copy of what the next trial leaves.
+    pub fn keep_in(&mut self, directory: PathBuf) {
+        self.keep = Some(directory);
+    }
+
+    /// Copies what a trial has left, if that was asked for.
+    pub fn keep(&mut self) -> Result<()> {
+        let Some(directory) = self.keep.take() else { return Ok(()) };
+        let copied = lab::copy_tree(&self.scope.root, &directory);
+        copied.context(format_args!("keep a copy in {}", directory.display()))?;
+        match &self.sandbox {
+            None => Ok(()),
+            Some(sandbox) => lab::copy_tree(&sandbox.upper, &directory.join("outside"))
+                .context(format_args!("keep a copy in {}", directory.display())),
         }
     }
 
@@ -168,7 +210,55 @@ impl Runner {
             other => other,
         }
         .context(format_args!("read {}", root.display()))?;
+        if let Some(sandbox) = &self.sandbox {
+            self.outside(sandbox, state, &mut survivor)?;
+        }
         Ok(survivor)
+    }
+}
+
+impl Runner {
+    /// Adds what lies outside the trial directory: what was changed is in the upper layers of the
+    /// sandbox, the rest is as it was.
+    fn outside(
+        &self,
+        sandbox: &Sandbox,
+        state: &StateFiles,
+        survivor: &mut Survivor,
+    ) -> Result<()> {
+        let mut changed = Survivor::default();
+        let limit = self.limits.data_bytes;
+        collect(&sandbox.upper, Path::new("/"), state, limit, &mut changed)
+            .context(format_args!("read {}", sandbox.upper.display()))?;
+        for (path, bytes) in &self.outside {
+            if state.contains(path) && !changed.others.contains(path) {
+                survivor.files.insert(path.clone(), Content::Bytes(bytes.clone()));
+            }
+        }
+        for (path, content) in changed.files {
+            if is_whiteout(&sandbox.upper, &path) {
+                survivor.files.remove(&path);
+            } else {
+                survivor.files.insert(path, content);
+            }
+        }
+        let others = changed.others.into_iter().filter(|path| !is_whiteout(&sandbox.upper, path));
+        survivor.others.extend(others);
+        Ok(())
+    }
+}
+
+/// Whether a name in an upper layer says that there is no such file.
+fn is_whiteout(upper: &Path, path: &Path) -> bool {
+    let path = upper.join(path.strip_prefix("/").unwrap_or(path));
+    fs::symlink_metadata(path)
+        .is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
+}
+
+fn confine(sandbox: &Option<Sandbox>) -> nix::Result<()> {
+    match sandbox {
+        Some(sandbox) => sandbox::enter(sandbox),
+        None => Ok(()),
     }
 }
 
@@ -179,7 +269,7 @@ fn collect(
     limit: u64,
     survivor: &mut Survivor,
 ) -> io::Result<()> {
-    for entry in fs::read_dir(root.join(below))? {
+    for entry in fs::read_dir(root.join(below.strip_prefix("/").unwrap_or(below)))? {
         let entry = entry?;
         let path = below.join(entry.file_name());
         if entry.file_type()?.is_dir() {

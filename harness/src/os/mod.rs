@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod process;
 pub mod ptrace;
+pub mod sandbox;
 pub mod seccomp;
 pub mod signals;
 pub mod spawn;

@@ -1,0 +1,132 @@
+//! Runs one kept trial again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result};
+use crate::fault::Injection;
+use crate::history::History;
+use crate::inject;
+use crate::lab::Lab;
+use crate::oracle;
+use crate::outcome::{Content, Exit, Outcome};
+use crate::plan::{FaultKind, Granularity, Planner, Seed};
+use crate::prepare;
+use crate::results::{self, Kept};
+use crate::trial::Trial;
+use crate::verdict::Verdict;
+
+/// One trial, run again.
+#[derive(Clone, Debug, Serialize)]
+pub struct Replayed {
+    /// The trial's id.
+    pub id: String,
+    /// The trial.
+    pub trial: Trial,
+    /// What the fault met.
+    pub injection: Injection,
+    /// How the subject ended.
+    pub exit: Exit,
+    /// How many acks the world saw.
+    pub acks: u64,
+    /// The version that is then owed.
+    pub owed: usize,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether the verdict and every surviving byte are those that were kept.
+    pub again: bool,
+    /// Where a copy of the directory is.
+    pub directory: PathBuf,
+    /// The state files.
+    pub files: Vec<ReplayedFile>,
+}
+
+/// One state file after the trial.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplayedFile {
+    /// Its name.
+    pub path: PathBuf,
+    /// Its bytes; `None` when it is missing or no regular file.
+    #[serde(skip)]
+    pub bytes: Option<Vec<u8>>,
+    /// How many there are.
+    pub length: Option<usize>,
+    /// Whether they are those that were kept.
+    pub again: bool,
+    /// The versions that it could be: those from the owed one to the next.
+    #[serde(skip)]
+    pub expected: Vec<(usize, Vec<u8>)>,
+}
+
+/// Runs the trial called `id` again and keeps the directory in `keep`, or in a new one.
+pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
+    let (kept, survivor) = results::find_kept(root, id)?;
+    let lab = Lab::new(None)?;
+    // The fault is given: nothing is planned and nothing is drawn.
+    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Op, sites);
+    let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, planner)?;
+    let directory = match keep {
+        Some(directory) => {
+            fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
+            directory.to_owned()
+        }
+        None => tempfile::Builder::new()
+            .prefix(&format!("crashtest-replay-{}-", kept.id))
+            .tempdir()
+            .context("make a directory to keep")?
+            .keep(),
+    };
+    let room = lab.room(0)?;
+    let mut injector = inject::for_subject(&prepared, &room)?;
+    injector.keep_in(directory.clone());
+    let outcome = injector.inject(&kept.trial.fault)?;
+    let verdict = oracle::judge(&outcome, &prepared.history, &kept.promises);
+    let files = files(&outcome, &prepared.history, &survivor);
+    let again = verdict == Verdict::Violated(kept.violations.clone())
+        && files.iter().all(|file| file.again);
+    if let Injection::NotReached = outcome.injection {
+        return Err(not_reached(&kept));
+    }
+    Ok(Replayed {
+        id: kept.id,
+        trial: kept.trial,
+        injection: outcome.injection.clone(),
+        exit: outcome.exit,
+        acks: outcome.acks,
+        owed: prepared.history.owed_after(outcome.acks),
+        verdict,
+        again,
+        directory,
+        files,
+    })
+}
+
+fn not_reached(kept: &Kept) -> Error {
+    let mut error = Error::usage(format!("the fault did not strike: {}", kept.trial.fault));
+    error.status = crate::exit_status::ExitStatus::NothingStruck;
+    error.help("has the program changed since? run the scenario anew")
+}
+
+fn files(outcome: &Outcome, history: &History, survivor: &Path) -> Vec<ReplayedFile> {
+    let owed = history.owed_after(outcome.acks);
+    let all: BTreeSet<&PathBuf> =
+        history.files().into_iter().chain(outcome.survivor.files.keys()).collect();
+    all.into_iter()
+        .map(|path| {
+            let bytes = match outcome.survivor.files.get(path) {
+                Some(Content::Bytes(bytes)) => Some(bytes.clone()),
+                Some(Content::Other(_)) | None => None,
+            };
+            let kept = fs::read(survivor.join(path.strip_prefix("/").unwrap_or(path))).ok();
+            let versions = history.versions.iter().enumerate().skip(owed).take(2);
+            let expected = versions
+                .filter_map(|(n, version)| Some((n, version.get(path)?.bytes.clone())))
+                .collect();
+            let (length, again) = (bytes.as_ref().map(Vec::len), bytes == kept);
+            ReplayedFile { path: path.clone(), bytes, length, again, expected }
+        })
+        .collect()
+}

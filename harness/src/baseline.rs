@@ -89,7 +89,7 @@ pub fn learn(
 fn check_options(command: &Command) -> Result<()> {
     StateFiles::given(&command.state)?;
     command.ack.as_deref().map(runner::ack_pattern).transpose()?;
-    Checks::new(command, Path::new("/"))?;
+    Checks::new(command, Path::new("/"), None)?;
     if let Some(init) = &command.init
         && !init.is_dir()
     {
@@ -364,7 +364,7 @@ fn try_before(command: &Command, runner: &mut Runner) -> Result<BeforeFirstSave>
     let root = runner.scope.root.clone();
     let mut holds = |text: &Option<String>| -> Result<bool> {
         let Some(text) = text else { return Ok(false) };
-        let said = Shell::new(text, command, &root)?.run(timeout)?;
+        let said = Shell::new(text, command, &root, runner.sandbox())?.run(timeout)?;
         runner.reset()?;
         Ok(said == Said::Yes)
     };
@@ -374,7 +374,7 @@ fn try_before(command: &Command, runner: &mut Runner) -> Result<BeforeFirstSave>
 /// The user's own checks must hold for what the unbroken run left, or they say nothing later.
 fn try_own_commands(name: &str, learned: &Learned, runner: &mut Runner) -> Result<()> {
     let (command, root) = (&learned.command, runner.scope.root.clone());
-    let checks = Checks::new(command, &root)?;
+    let checks = Checks::new(command, &root, runner.sandbox())?;
     let survivor = runner.survivor(&learned.state)?;
     let wrong = |what: String| {
         Err(Error::baseline(format!("after the unbroken run of `{name}`, {what}"))
@@ -390,7 +390,7 @@ fn try_own_commands(name: &str, learned: &Learned, runner: &mut Runner) -> Resul
         Some(Said::Hung) => return wrong("--check does not end".to_owned()),
     }
     let Some(text) = &command.recover else { return Ok(()) };
-    match Shell::new(text, command, &root)?.run(timeout)? {
+    match Shell::new(text, command, &root, runner.sandbox())?.run(timeout)? {
         Said::Yes => {}
         Said::No(why) => return wrong(format!("--recover fails: {why}")),
         Said::Hung => return wrong("--recover does not end".to_owned()),

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
 use crate::cli::{self, Cli, GranularityArg, Listed};
+use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::os::signals;
@@ -26,7 +27,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
         cli::Command::Run(options) => run(&options),
         cli::Command::Replay(options) => replay(&options),
         cli::Command::List(list) => print(&list_text(&list)),
-        cli::Command::Doctor => Err(Error::internal("doctor is not here yet")),
+        cli::Command::Doctor => {
+            let findings = doctor::examine();
+            print(&doctor::render(&findings))?;
+            Ok(doctor::status(&findings))
+        }
         cli::Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "crashtest", &mut text);

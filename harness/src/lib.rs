@@ -30,6 +30,7 @@ pub mod template;
 pub mod baseline;
 pub mod cli;
 pub mod commands;
+pub mod doctor;
 pub mod inject;
 pub mod lab;
 pub mod os;

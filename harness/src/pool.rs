@@ -30,8 +30,8 @@ pub struct Range {
 
 /// What a worker does with one trial.
 pub trait Work {
-    /// Does trial `n`.
-    fn trial(&mut self, n: u64) -> Result<Record>;
+    /// Does the trials of a range, from the first on; as many as suit it, but at least one.
+    fn trials(&mut self, range: Range) -> Result<Vec<Record>>;
 }
 
 /// How long a range should keep a worker busy: short enough for Ctrl-C, long enough to cost
@@ -257,12 +257,17 @@ fn serve<'a>(
         let (start, count) = command.split_at(8);
         let start = u64::from_le_bytes(start.try_into().unwrap_or_default());
         let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
-        for n in start..start + count {
-            match work.trial(n) {
-                Ok(record) => {
-                    out.write_all(b"r").context(lost)?;
-                    serde_json::to_writer(&mut out, &record).context(lost)?;
-                    out.write_all(b"\n").context(lost)?;
+        let mut done = 0;
+        while done < count {
+            match work.trials(Range { start: start + done, count: count - done }) {
+                Ok(records) => {
+                    // A worker that does nothing would do so for ever.
+                    done += (records.len() as u64).max(1);
+                    for record in records {
+                        out.write_all(b"r").context(lost)?;
+                        serde_json::to_writer(&mut out, &record).context(lost)?;
+                        out.write_all(b"\n").context(lost)?;
+                    }
                 }
                 Err(error) => {
                     out.write_all(&error_line(&error)).context(lost)?;

@@ -7,7 +7,7 @@ use crashtest_targets::{STATE_FILE, Strategy};
 
 use crate::baseline;
 use crate::error::{Context, Error, Result};
-use crate::inject::builtin;
+use crate::inject::builtin_recorder;
 use crate::lab::{self, Lab};
 use crate::model::{Files, Node};
 use crate::plan::{Planner, Sites};
@@ -37,10 +37,10 @@ fn built_in(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     let directory = lab.path().join("baseline");
-    let recorded = builtin::record(&subject, &directory);
+    let recorded = builtin_recorder::record(&subject, &directory);
     let explained = recorded.and_then(|(trace, duration)| {
         let mut files = Files::default();
-        files.insert(STATE_FILE.into(), Node::File(subject.initial.clone()));
+        files.insert(STATE_FILE.into(), Node::File(subject.initial().json.clone()));
         for op in &trace.ops {
             files.apply(op).map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
         }

@@ -71,7 +71,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let directory = match keep {
         Some(directory) => {
             fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
-            directory.to_owned()
+            fs::canonicalize(directory).context(format_args!("find {}", directory.display()))?
         }
         None => tempfile::Builder::new()
             .prefix(&format!("crashtest-replay-{}-", kept.id))
@@ -82,9 +82,12 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let room = lab.room(0)?;
     let mut injector = inject::for_subject(&prepared, &room)?;
     injector.keep_in(directory.clone());
-    let outcome = injector.inject(&kept.trial.fault)?;
-    let verdict = oracle::judge(&outcome, &prepared.history, &kept.promises);
-    let files = files(&outcome, &prepared.history, &survivor);
+    let outcomes = injector.inject(std::slice::from_ref(&kept.trial.fault))?;
+    let [outcome] = &outcomes[..] else {
+        return Err(Error::internal("one fault must have one outcome"));
+    };
+    let verdict = oracle::judge(outcome, &prepared.history, &kept.promises);
+    let files = files(outcome, &prepared.history, &survivor);
     let again = verdict == Verdict::Violated(kept.violations.clone())
         && files.iter().all(|file| file.again);
     if let Injection::NotReached = outcome.injection {

@@ -108,6 +108,8 @@ impl RunDirectory {
                 .help("name a writable directory with --results, or set CRASHTEST_RESULTS")
         };
         fs::create_dir_all(root).map_err(unwritable)?;
+        // Workers have other working directories.
+        let root = &fs::canonicalize(root).map_err(unwritable)?;
         let now = chrono::Utc::now().format("%Y%m%dT%H%M%SZ");
         for attempt in 0..1000 {
             let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
@@ -125,7 +127,9 @@ impl RunDirectory {
     pub fn open(root: &Path, name: &str) -> Result<Self> {
         let candidates = [root.join(name), PathBuf::from(name)];
         match candidates.into_iter().find(|path| path.join(PLAN).is_file()) {
-            Some(path) => Ok(Self { path }),
+            Some(path) => Ok(Self {
+                path: fs::canonicalize(&path).context(format_args!("find {}", path.display()))?,
+            }),
             None => Err(Error::usage(format!("there is no run `{name}` in {}", root.display()))
                 .help("`crashtest list runs` names those that are kept")),
         }

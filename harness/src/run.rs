@@ -200,7 +200,7 @@ fn report(
         elapsed_ms: u64::try_from(done.elapsed.as_millis()).unwrap_or(u64::MAX),
         trials_now: done.trials,
         complete: done.completion == Completion::Whole,
-        directory: directory.path().display().to_string(),
+        directory: shown(directory.path()),
         promises: request.promises.clone(),
         subjects: rows
             .map(|(prepared, (tally, kept))| Row {
@@ -215,6 +215,12 @@ fn report(
             })
             .collect(),
     }
+}
+
+/// A path as people like it: from here, if it is below.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
 
 fn kernel() -> String {

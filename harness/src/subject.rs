@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crashtest_targets::{BotState, STATE_FILE, Strategy};
+use crashtest_targets::{BotState, STATE_FILE, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::history::History;
@@ -89,37 +89,41 @@ pub struct BuiltIn {
     pub strategy: Strategy,
     /// Version 0, which is there at the start, then those that it saves, then one more for the
     /// save after the recovery.
-    pub states: Vec<BotState>,
-    /// Version 0 as JSON.
-    pub initial: Vec<u8>,
+    versions: Vec<Version>,
 }
 
 impl BuiltIn {
     /// The strategy saving `saves` states of `state_bytes` each.
     #[must_use]
     pub fn new(strategy: Strategy, saves: u64, state_bytes: usize) -> Self {
-        let states: Vec<_> = (0..=saves + 1).map(|n| BotState::sample(n, state_bytes)).collect();
-        let initial = states[0].to_json();
-        Self { strategy, states, initial }
+        let version = |n| Version::from(&BotState::sample(n, state_bytes));
+        Self { strategy, versions: (0..=saves + 1).map(version).collect() }
+    }
+
+    /// The state that is there at the start.
+    #[must_use]
+    pub fn initial(&self) -> &Version {
+        &self.versions[0]
     }
 
     /// The states that a trial saves.
     #[must_use]
-    pub fn saved(&self) -> &[BotState] {
-        &self.states[1..self.states.len() - 1]
+    pub fn saved(&self) -> &[Version] {
+        &self.versions[1..self.versions.len() - 1]
     }
 
     /// The state that is saved after the recovery.
     #[must_use]
-    pub fn next(&self) -> &BotState {
-        &self.states[self.states.len() - 1]
+    pub fn next(&self) -> &Version {
+        &self.versions[self.versions.len() - 1]
     }
 
     /// The versions of the state file.
     #[must_use]
     pub fn history(&self) -> History {
-        let versions = self.states[..self.states.len() - 1].iter().map(BotState::to_json);
-        History::of_versions(STATE_FILE.as_ref(), versions.collect())
+        let versions = self.versions[..self.versions.len() - 1].iter();
+        let versions = versions.map(|version| version.json.clone()).collect();
+        History::of_versions(STATE_FILE.as_ref(), versions)
     }
 }
 

@@ -128,7 +128,6 @@ pub fn wilson(hits: u64, trials: u64) -> Interval {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Violation;
 
     #[test]
     fn the_interval_is_wilsons() {

@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::fault::Nature;
+use crate::fault::{Fault, Nature};
 use crate::inject::{self, Injector};
 use crate::op::OpIndex;
 use crate::oracle;
 use crate::outcome::Outcome;
-use crate::pool::Work;
+use crate::pool::{Range, Work};
 use crate::record::Record;
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
@@ -78,20 +78,33 @@ impl<'a> Worker<'a> {
 }
 
 impl Work for Worker<'_> {
-    fn trial(&mut self, n: u64) -> Result<Record> {
-        let index = usize::try_from(n / self.request.trials).unwrap_or(usize::MAX);
+    fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
+        let trials = self.request.trials;
+        let index = usize::try_from(range.start / trials).unwrap_or(usize::MAX);
         let prepared = &self.prepared[index];
-        let fault = prepared.planner.fault(n % self.request.trials).ok_or_else(|| {
-            Error::internal(format!("there is nowhere to strike at `{}`", prepared.name))
-        })?;
         let injector = match self.injectors.entry(index) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(inject::for_subject(prepared, &self.room)?),
+            Entry::Vacant(entry) => {
+                let injector = inject::for_subject(prepared, &self.room)?;
+                entry.insert(injector)
+            }
         };
-        let outcome = injector.inject(&fault)?;
-        let verdict = oracle::judge(&outcome, &prepared.history, &self.request.promises);
-        let mut record = Record::new(n, index, &outcome, &verdict);
-        record.evidence = self.keep(index, &outcome, &verdict)?;
-        Ok(record)
+        // Not past the end of this subject.
+        let first = range.start % trials;
+        let count = range.count.min(trials - first).min(injector.together() as u64);
+        let faults: Vec<Fault> =
+            (first..first + count).filter_map(|n| prepared.planner.fault(n)).collect();
+        if faults.len() as u64 != count {
+            let what = format!("there is nowhere to strike at `{}`", prepared.name);
+            return Err(Error::internal(what));
+        }
+        let outcomes = injector.inject(&faults)?;
+        let judged = outcomes.iter().zip(range.start..).map(|(outcome, n)| {
+            let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
+            let mut record = Record::new(n, index, outcome, &verdict);
+            record.evidence = self.keep(index, outcome, &verdict)?;
+            Ok(record)
+        });
+        judged.collect()
     }
 }

@@ -9,6 +9,6 @@ mod state;
 mod storage;
 mod strategy;
 
-pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN};
+pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN, Version};
 pub use storage::{Disk, FileId, Open, Storage};
 pub use strategy::{LoadError, Loaded, Origin, STATE_FILE, Strategy};

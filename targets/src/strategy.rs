@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::state::BotState;
+use crate::state::{BotState, Version};
 use crate::storage::{FileId, Open, Storage};
 
 /// The name of the state file in the state directory.
@@ -140,46 +140,48 @@ impl Strategy {
         }
     }
 
-    /// Replaces the state in `directory` by `state` and calls `ack` with its version.
+    /// Replaces the state in `directory` by `version` and calls `ack` with its number.
     pub fn save(
         self,
         disk: &mut dyn Storage,
         directory: &Path,
-        state: &BotState,
+        version: &Version,
         ack: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
         let target = directory.join(STATE_FILE);
         match self {
-            Self::Unsafe => dump_in_place(disk, &target, state)?,
-            Self::Atomic => via_temp(disk, &Temp::fixed(&target), &target, state, Sync::File)?,
+            Self::Unsafe => dump_in_place(disk, &target, &version.json)?,
+            Self::Atomic => {
+                via_temp(disk, &Temp::fixed(&target), &target, &version.json, Sync::File)?
+            }
             Self::Replace => {
                 let _held = REPLACE_LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                via_temp(disk, &Temp::fixed(&target), &target, state, Sync::Nothing)?;
+                via_temp(disk, &Temp::fixed(&target), &target, &version.json, Sync::Nothing)?;
             }
             Self::Mkstemp => {
-                via_temp(disk, &Temp::random(directory)?, &target, state, Sync::Nothing)?;
+                via_temp(disk, &Temp::random(directory)?, &target, &version.json, Sync::Nothing)?;
             }
             Self::Durable => {
-                via_temp(disk, &Temp::random(directory)?, &target, state, Sync::File)?;
+                via_temp(disk, &Temp::random(directory)?, &target, &version.json, Sync::File)?;
                 sync_directory(disk, directory)?;
             }
             Self::AckEarly => {
                 let temp = Temp::random(directory)?;
-                write_temp(disk, &temp, &state.to_json(), Sync::File)?;
-                ack(state.version);
+                write_temp(disk, &temp, &version.json, Sync::File)?;
+                ack(version.number);
                 disk.rename(&temp.path, &target)?;
                 return sync_directory(disk, directory);
             }
             Self::UnlinkFirst => {
                 let temp = Temp::fixed(&target);
-                write_temp(disk, &temp, &state.to_json(), Sync::File)?;
+                write_temp(disk, &temp, &version.json, Sync::File)?;
                 ignore_missing(disk.unlink(&target))?;
                 disk.rename(&temp.path, &target)?;
             }
-            Self::TruncateLate => overwrite_then_cut(disk, &target, state)?,
-            Self::PartialOk => write_once_and_rename(disk, &target, state)?,
+            Self::TruncateLate => overwrite_then_cut(disk, &target, &version.json)?,
+            Self::PartialOk => write_once_and_rename(disk, &target, &version.json)?,
         }
-        ack(state.version);
+        ack(version.number);
         Ok(())
     }
 
@@ -197,6 +199,9 @@ impl Strategy {
     }
 }
 
+/// In what pieces a dump comes to its buffer, about as a JSON library makes them.
+const DUMP_PIECE_BYTES: usize = 64;
+
 /// Held while `replace` saves; no other strategy has threads to fear.
 static REPLACE_LOCK: Mutex<()> = Mutex::new(());
 
@@ -207,11 +212,13 @@ enum Sync {
     File,
 }
 
-fn dump_in_place(disk: &mut dyn Storage, target: &Path, state: &BotState) -> io::Result<()> {
+fn dump_in_place(disk: &mut dyn Storage, target: &Path, json: &[u8]) -> io::Result<()> {
     let file = disk.open(target, Open::Truncate)?;
     let mut out = BufWriter::new(Handle { disk, file });
-    let dumped = serde_json::to_writer(&mut out, state).map_err(io::Error::from);
-    let dumped = dumped.and_then(|()| out.flush());
+    let dumped = json
+        .chunks(DUMP_PIECE_BYTES)
+        .try_for_each(|piece| out.write_all(piece))
+        .and_then(|()| out.flush());
     // What a failed dump left in the buffer must not be written by the buffer's drop.
     let (handle, _unwritten) = out.into_parts();
     dumped.and(handle.disk.close(file))
@@ -221,11 +228,10 @@ fn via_temp(
     disk: &mut dyn Storage,
     temp: &Temp,
     target: &Path,
-    state: &BotState,
+    json: &[u8],
     sync: Sync,
 ) -> io::Result<()> {
-    let saved = write_temp(disk, temp, &state.to_json(), sync)
-        .and_then(|()| disk.rename(&temp.path, target));
+    let saved = write_temp(disk, temp, json, sync).and_then(|()| disk.rename(&temp.path, target));
     if saved.is_err() {
         // The save has failed already; that error is the one to report.
         let _ = disk.unlink(&temp.path);
@@ -243,23 +249,18 @@ fn write_temp(disk: &mut dyn Storage, temp: &Temp, bytes: &[u8], sync: Sync) -> 
     synced.and(disk.close(file))
 }
 
-fn overwrite_then_cut(disk: &mut dyn Storage, target: &Path, state: &BotState) -> io::Result<()> {
-    let bytes = state.to_json();
+fn overwrite_then_cut(disk: &mut dyn Storage, target: &Path, json: &[u8]) -> io::Result<()> {
     let file = disk.open(target, Open::Overwrite)?;
-    let written = Handle { disk, file }.write_all(&bytes);
-    let cut = written.and_then(|()| disk.truncate(file, bytes.len() as u64));
+    let written = Handle { disk, file }.write_all(json);
+    let cut = written.and_then(|()| disk.truncate(file, json.len() as u64));
     cut.and(disk.close(file))
 }
 
-fn write_once_and_rename(
-    disk: &mut dyn Storage,
-    target: &Path,
-    state: &BotState,
-) -> io::Result<()> {
+fn write_once_and_rename(disk: &mut dyn Storage, target: &Path, json: &[u8]) -> io::Result<()> {
     let temp = Temp::fixed(target);
     let file = disk.open(&temp.path, temp.how)?;
     // The defect: the count is not looked at.
-    let _count = disk.write(file, &state.to_json())?;
+    let _count = disk.write(file, json)?;
     disk.fsync(file)?;
     disk.close(file)?;
     disk.rename(&temp.path, target)
@@ -296,7 +297,9 @@ struct Temp {
 impl Temp {
     /// The same name every time: what a crash left is overwritten by the next save.
     fn fixed(target: &Path) -> Self {
-        Self { path: target.with_extension("json.tmp"), how: Open::Truncate }
+        let mut path = target.as_os_str().to_owned();
+        path.push(".tmp");
+        Self { path: path.into(), how: Open::Truncate }
     }
 
     /// A new name every time: two savers never share one.
@@ -339,7 +342,9 @@ mod tests {
             strategy.start(&mut disk, directory.path()).unwrap();
             for version in 1..=3 {
                 let state = BotState::sample(version, 2048);
-                strategy.save(&mut disk, directory.path(), &state, &mut |v| acked.push(v)).unwrap();
+                strategy
+                    .save(&mut disk, directory.path(), &(&state).into(), &mut |v| acked.push(v))
+                    .unwrap();
                 let loaded = strategy.load(directory.path()).unwrap();
                 assert_eq!(loaded, Loaded { state, origin: Origin::File }, "{}", strategy.name());
             }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::runner;
 use crate::error::{Context, Error, Result};
 use crate::os::process::{self, Ended};
+use crate::os::sandbox;
 use crate::outcome::{Check, CheckKind, Content, Survivor};
+use crate::sandbox::Sandbox;
 use crate::subject::Command;
 
 /// The checks of one subject, ready to be run.
@@ -20,7 +22,7 @@ pub struct Checks {
 
 impl Checks {
     /// Reads and compiles them.
-    pub fn new(command: &Command, root: &Path) -> Result<Self> {
+    pub fn new(command: &Command, root: &Path, sandbox: Option<&Sandbox>) -> Result<Self> {
         #[cfg(not(feature = "schema"))]
         if command.schema.is_some() {
             return Err(
@@ -37,7 +39,7 @@ impl Checks {
             command: command
                 .check
                 .as_ref()
-                .map(|text| Shell::new(text, command, root))
+                .map(|text| Shell::new(text, command, root, sandbox))
                 .transpose()?,
             #[cfg(feature = "schema")]
             schema: command.schema.as_deref().map(schema).transpose()?,
@@ -128,6 +130,8 @@ pub struct Shell {
     text: String,
     environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     root: PathBuf,
+    /// What the program sees is what its checks must see.
+    sandbox: Option<Sandbox>,
 }
 
 /// How a command of the user's ended.
@@ -143,7 +147,12 @@ pub enum Said {
 
 impl Shell {
     /// A command for the trial directory `root`.
-    pub fn new(text: &str, command: &Command, root: &Path) -> Result<Self> {
+    pub fn new(
+        text: &str,
+        command: &Command,
+        root: &Path,
+        sandbox: Option<&Sandbox>,
+    ) -> Result<Self> {
         let here = std::env::current_dir().context("find the current directory")?;
         // A script that is named by a path from here is found from there.
         let words: Vec<String> = text
@@ -154,7 +163,8 @@ impl Shell {
             })
             .collect();
         let environment = runner::environment(command, root, &here);
-        Ok(Self { text: words.join(" "), environment, root: root.to_owned() })
+        let sandbox = sandbox.cloned();
+        Ok(Self { text: words.join(" "), environment, root: root.to_owned(), sandbox })
     }
 
     /// Runs it.
@@ -162,7 +172,8 @@ impl Shell {
         use std::os::unix::process::CommandExt;
         let mut said = tempfile::tempfile().context("make a temporary file")?;
         let to_file = |file: &std::fs::File| file.try_clone().context("share a file");
-        let child = std::process::Command::new("/bin/sh")
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell
             .args(["-c", &self.text])
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -170,9 +181,11 @@ impl Shell {
             .stdin(std::process::Stdio::null())
             .stdout(to_file(&said)?)
             .stderr(to_file(&said)?)
-            .process_group(0)
-            .spawn()
-            .context(format_args!("start `{}`", self.text))?;
+            .process_group(0);
+        if let Some(sandbox) = &self.sandbox {
+            sandbox::confine(&mut shell, sandbox.clone());
+        }
+        let child = shell.spawn().context(format_args!("start `{}`", self.text))?;
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
         let ended = process::wait_at_most(pid, timeout).context("wait for a command")?;
         process::end_descendants().context("end a command")?;

@@ -33,8 +33,11 @@ impl<'a> CommandInjector<'a> {
         let mut runner = Runner::new(command, room)?;
         runner.outside.clone_from(&learned.outside);
         let root = runner.scope.root.clone();
-        let recover =
-            command.recover.as_ref().map(|text| Shell::new(text, command, &root)).transpose()?;
+        let recover = command
+            .recover
+            .as_ref()
+            .map(|text| Shell::new(text, command, &root, runner.sandbox()))
+            .transpose()?;
         Ok(Self {
             learned,
             state_at_start: prepared
@@ -42,7 +45,7 @@ impl<'a> CommandInjector<'a> {
                 .versions
                 .first()
                 .is_some_and(|first| !first.is_empty()),
-            checks: Checks::new(command, &root)?,
+            checks: Checks::new(command, &root, runner.sandbox())?,
             runner,
             recover,
         })
@@ -124,12 +127,8 @@ impl<'a> CommandInjector<'a> {
     }
 }
 
-impl Injector for CommandInjector<'_> {
-    fn keep_in(&mut self, directory: PathBuf) {
-        self.runner.keep_in(directory);
-    }
-
-    fn inject(&mut self, fault: &Fault) -> Result<Outcome> {
+impl CommandInjector<'_> {
+    fn one(&mut self, fault: &Fault) -> Result<Outcome> {
         self.runner.reset()?;
         let (injection, exit) = match fault {
             Fault::Kill(_) | Fault::ShortWrite(_) => self.strike(fault)?,
@@ -145,6 +144,16 @@ impl Injector for CommandInjector<'_> {
             recovery = self.recover(&survivor, acks)?;
         }
         Ok(Outcome { fault: fault.clone(), injection, exit, acks, survivor, checks, recovery })
+    }
+}
+
+impl Injector for CommandInjector<'_> {
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.runner.keep_in(directory);
+    }
+
+    fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
+        faults.iter().map(|fault| self.one(fault)).collect()
     }
 }
 

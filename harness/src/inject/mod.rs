@@ -8,9 +8,11 @@ use crate::outcome::Outcome;
 use crate::subject::{Kind, Prepared};
 
 pub mod builtin;
+pub mod builtin_recorder;
 pub mod checks;
 pub mod command;
 pub mod decode;
+pub mod hand;
 pub mod output;
 pub mod recorder;
 pub mod runner;
@@ -18,8 +20,12 @@ pub mod tracer;
 
 /// Does trials.
 pub trait Injector {
-    /// Does one trial and reports the facts.
-    fn inject(&mut self, fault: &Fault) -> Result<Outcome>;
+    /// How many trials it does at once; asking for fewer is no error.
+    fn together(&self) -> usize {
+        1
+    }
+    /// Does trials and reports the facts of each.
+    fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>>;
     /// Keeps a copy of what the next trial leaves, before any check or recovery.
     fn keep_in(&mut self, directory: PathBuf);
 }

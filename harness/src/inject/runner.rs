@@ -177,6 +177,12 @@ impl Runner {
         }
     }
 
+    /// The sandbox, if there is one.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        self.sandbox.as_ref()
+    }
+
     /// Keeps a copy of what the next trial leaves.
     pub fn keep_in(&mut self, directory: PathBuf) {
         self.keep = Some(directory);

@@ -60,6 +60,13 @@ pub fn enter(sandbox: &Sandbox) -> nix::Result<()> {
     nix::unistd::chdir("/")
 }
 
+/// Makes a command run in a sandbox whose layers are there already.
+pub fn confine(command: &mut std::process::Command, sandbox: Sandbox) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the process that forks has one thread (see `fork_child`), so its child may allocate.
+    unsafe { command.pre_exec(move || enter(&sandbox).map_err(io::Error::from)) };
+}
+
 fn build(sandbox: &Sandbox, number: usize, step: &Step) -> nix::Result<()> {
     match step {
         Step::Directory(path) => make_directory(&below(&sandbox.root, path)),

@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
 use nix::unistd::Pid;
 
-use super::process::fork_child;
+use super::process::fork_briefly;
 use super::ptrace;
 use super::seccomp::Filter;
 
@@ -123,7 +123,7 @@ pub fn spawn(
     // All memory is allocated before the fork; the child only makes system calls.
     let arguments = pointers(&program.arguments);
     let environment = pointers(&program.environment);
-    let child = fork_child(|| {
+    let child = fork_briefly(|| {
         let error = start(program, pipes, trace, confine, &arguments, &environment);
         let _ = (&pipes.failed_in).write_all(&(error as i32).to_le_bytes());
         127

@@ -1,0 +1,184 @@
+//! What this machine can do, found out by doing it.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::armed::Action;
+use crate::error::{Error, Result};
+use crate::exit_status::ExitStatus;
+use crate::inject::decode::Asked;
+use crate::inject::runner::{Plain, Runner};
+use crate::inject::tracer::{How, Unfollowed, Watcher};
+use crate::lab::Lab;
+use crate::os::process::Ended;
+use crate::subject::Command;
+
+/// Something that crashtest can use.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What it is.
+    pub what: &'static str,
+    /// What needs it.
+    pub needed: Needed,
+    /// What was found, or what is wrong.
+    pub state: std::result::Result<String, String>,
+    /// What to do if it is missing.
+    pub remedy: &'static str,
+}
+
+/// What needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// The main job.
+    Always,
+    /// Some options.
+    For(&'static str),
+}
+
+/// Examines the machine.
+#[must_use]
+pub fn examine() -> Vec<Finding> {
+    let programs = [
+        ("python3", "the tests of the Python subjects", "install python3"),
+        ("node", "the tests of the Node subjects", "install nodejs"),
+        ("cc", "the tests of the C subjects", "install gcc or clang"),
+    ];
+    let mut findings = vec![
+        Finding {
+            what: "trial directory",
+            needed: Needed::Always,
+            state: trial_directory(),
+            remedy: "make /dev/shm or the temporary directory writable, or use --dir",
+        },
+        Finding {
+            what: "CPUs",
+            needed: Needed::Always,
+            state: std::thread::available_parallelism()
+                .map(|count| format!("{count} may be used"))
+                .map_err(|error| error.to_string()),
+            remedy: "say how many workers there shall be with --jobs",
+        },
+        Finding {
+            what: "ptrace and seccomp",
+            needed: Needed::For("following programs"),
+            state: follow(),
+            remedy: "set kernel.yama.ptrace_scope to 0 or 1; in a container allow the calls \
+                     ptrace, seccomp and process_vm_readv (docker: --cap-add SYS_PTRACE); or use \
+                     --timing, which follows nothing",
+        },
+        Finding {
+            what: "user namespaces and overlayfs",
+            needed: Needed::For("--sandbox"),
+            state: sandbox(),
+            remedy: "set kernel.unprivileged_userns_clone and user.max_user_namespaces above 0 \
+                     (on Ubuntu also kernel.apparmor_restrict_unprivileged_userns to 0), on Linux \
+                     5.11 or later",
+        },
+    ];
+    findings.extend(programs.map(|(what, needed, remedy)| Finding {
+        what,
+        needed: Needed::For(needed),
+        state: in_path(what),
+        remedy,
+    }));
+    findings
+}
+
+/// Renders the findings for people.
+#[must_use]
+pub fn render(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let needed = match finding.needed {
+            Needed::Always => "everything",
+            Needed::For(what) => what,
+        };
+        // Writing to a string can't fail.
+        let _ = match &finding.state {
+            Ok(found) => writeln!(text, "ok       {}: {found}", finding.what),
+            Err(wrong) => writeln!(
+                text,
+                "missing  {}: {wrong}\n         needed for {needed}; {}",
+                finding.what, finding.remedy
+            ),
+        };
+    }
+    text
+}
+
+/// With which status the command ends: the main job must be possible.
+#[must_use]
+pub fn status(findings: &[Finding]) -> ExitStatus {
+    let lacks = |finding: &Finding| finding.needed == Needed::Always && finding.state.is_err();
+    if findings.iter().any(lacks) { ExitStatus::MachineLacks } else { ExitStatus::AsExpected }
+}
+
+fn trial_directory() -> std::result::Result<String, String> {
+    let lab = Lab::new(None).map_err(|error| error.message)?;
+    let parent = lab.path().parent().unwrap_or(Path::new("/"));
+    Ok(parent.display().to_string())
+}
+
+fn follow() -> std::result::Result<String, String> {
+    let followed = || -> Result<How> {
+        let lab = Lab::new(None)?;
+        let mut runner = Runner::new(&shell(false), &lab.room(0)?)?;
+        runner.reset()?;
+        let mut count = Count(0);
+        let ran = runner.traced(&mut count, None, Duration::from_secs(5), Duration::ZERO)?;
+        if count.0 == 0 {
+            return Err(Error::lacking("a call of a traced program was not seen"));
+        }
+        Ok(ran.how)
+    };
+    match followed() {
+        Ok(How::Ended(Ended::Status(0))) => Ok("programs can be followed".to_owned()),
+        Ok(how) => Err(format!("a traced program ended with {how:?}")),
+        Err(error) => Err(error.message),
+    }
+}
+
+fn sandbox() -> std::result::Result<String, String> {
+    let ran = || -> Result<Plain> {
+        let lab = Lab::new(None)?;
+        let mut runner = Runner::new(&shell(true), &lab.room(0)?)?;
+        runner.reset()?;
+        runner.plain(None, Duration::from_secs(5))
+    };
+    match ran() {
+        Ok(Plain::Ended(Ended::Status(0))) => Ok("fixed paths can be redirected".to_owned()),
+        Ok(other) => Err(format!("a program in a sandbox ended with {other:?}")),
+        Err(error) => Err(error.message),
+    }
+}
+
+/// A program that writes one file.
+fn shell(sandbox: bool) -> Command {
+    let argv = ["/bin/sh", "-c", "echo x > probe"].map(str::to_owned).into();
+    Command { argv, sandbox, ..Command::default() }
+}
+
+fn in_path(name: &str) -> std::result::Result<String, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| "not in PATH".to_owned())
+}
+
+struct Count(u64);
+
+impl Watcher for Count {
+    fn asked(&mut self, _asked: &Asked) -> Action {
+        self.0 += 1;
+        Action::Pass
+    }
+
+    fn wants_results(&self) -> bool {
+        false
+    }
+
+    fn unfollowed(&mut self, _what: Unfollowed) {}
+}

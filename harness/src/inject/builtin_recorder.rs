@@ -1,0 +1,144 @@
+//! The unbroken run of a built-in strategy.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
+
+use crate::error::{Context, Error, Result};
+use crate::op::{ByteOffset, Call, Effect, Op, Trace};
+use crate::subject::BuiltIn;
+
+/// Runs the strategy unbroken in `directory`, records what it does and how long it takes.
+pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> {
+    fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
+    fs::write(directory.join(STATE_FILE), &subject.initial().json)
+        .context("write the first state")?;
+    let mut recorder = Recorder {
+        disk: Disk::default(),
+        root: directory,
+        open: Vec::new(),
+        trace: Trace::default(),
+    };
+    let started = Instant::now();
+    let mut acks = Vec::new();
+    let strategy = subject.strategy;
+    let mut saved = strategy.start(&mut recorder, directory);
+    for version in subject.saved() {
+        if saved.is_ok() {
+            saved =
+                strategy.save(&mut recorder, directory, version, &mut |number| acks.push(number));
+        }
+    }
+    let duration = started.elapsed();
+    saved
+        .map_err(|error| Error::baseline(format!("`{}` cannot save: {error}", strategy.name())))?;
+    let loaded = strategy.load(directory);
+    if loaded.is_ok_and(|loaded| Some(&(&loaded.state).into()) == subject.saved().last()) {
+        return Ok((recorder.trace, duration));
+    }
+    Err(Error::baseline(format!("`{}` does not load what it saved", strategy.name())))
+}
+
+/// Writes down each call.
+struct Recorder<'a> {
+    disk: Disk,
+    root: &'a Path,
+    /// Path and position of each open file.
+    open: Vec<(PathBuf, u64)>,
+    trace: Trace,
+}
+
+impl Recorder<'_> {
+    fn note(&mut self, call: Call, effect: Effect, result: i64) {
+        let nth = 1 + self.trace.ops.iter().filter(|op| op.call == call).count();
+        let nth = u32::try_from(nth).unwrap_or(u32::MAX);
+        self.trace.ops.push(Op { call, nth, effect, result });
+    }
+
+    fn relative(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(self.root).unwrap_or(path).to_owned()
+    }
+}
+
+fn result_of<T>(result: &io::Result<T>) -> i64 {
+    match result {
+        Ok(_) => 0,
+        Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+impl Storage for Recorder<'_> {
+    fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
+        let result = self.disk.open(path, how);
+        if let Ok(FileId(id)) = result {
+            self.open.resize(id + 1, (PathBuf::new(), 0));
+            self.open[id] = (self.relative(path), 0);
+        }
+        if how != Open::Directory {
+            let (path, truncate) = (self.relative(path), how == Open::Truncate);
+            self.note(
+                Call::Open,
+                Effect::Open { path, create: true, truncate },
+                result_of(&result),
+            );
+        }
+        result
+    }
+
+    fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.disk.write(file, bytes);
+        let (path, offset) = self.open[file.0].clone();
+        let count = *result.as_ref().unwrap_or(&0);
+        let effect =
+            Effect::Write { path, offset: ByteOffset(offset), data: bytes[..count].to_vec() };
+        self.open[file.0].1 += count as u64;
+        let status = if result.is_ok() { count as i64 } else { result_of(&result) };
+        self.note(Call::Write, effect, status);
+        result
+    }
+
+    fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()> {
+        let result = self.disk.truncate(file, length);
+        let effect =
+            Effect::Truncate { path: self.open[file.0].0.clone(), length: ByteOffset(length) };
+        self.note(Call::Truncate, effect, result_of(&result));
+        result
+    }
+
+    fn fsync(&mut self, file: FileId) -> io::Result<()> {
+        let result = self.disk.fsync(file);
+        let effect = Effect::Sync { path: self.open[file.0].0.clone() };
+        self.note(Call::Fsync, effect, result_of(&result));
+        result
+    }
+
+    fn close(&mut self, file: FileId) -> io::Result<()> {
+        let result = self.disk.close(file);
+        let effect = Effect::Close { path: self.open[file.0].0.clone() };
+        self.note(Call::Close, effect, result_of(&result));
+        result
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let result = self.disk.rename(from, to);
+        let effect =
+            Effect::Rename { from: self.relative(from), to: self.relative(to), exchange: false };
+        self.note(Call::Rename, effect, result_of(&result));
+        result
+    }
+
+    fn unlink(&mut self, path: &Path) -> io::Result<()> {
+        let result = self.disk.unlink(path);
+        let effect = Effect::Unlink { path: self.relative(path) };
+        self.note(Call::Unlink, effect, result_of(&result));
+        result
+    }
+
+    fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
+        self.disk.list(directory)
+    }
+}

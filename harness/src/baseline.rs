@@ -82,7 +82,8 @@ pub fn learn(
         )));
     }
     let kind = Kind::Command(Box::new(learned));
-    Ok(Prepared { name: name.to_owned(), kind, sites, history, planner, notes })
+    let (before, trace) = (second.before, second.trace);
+    Ok(Prepared { name: name.to_owned(), kind, sites, history, planner, before, trace, notes })
 }
 
 /// Finds what is wrong with the options before anything is run.

@@ -179,20 +179,22 @@ impl<'a> Learner<'a> {
         if !op.succeeded() {
             return Ok(());
         }
-        let path = op.effect.path();
-        if (self.is_state)(path) {
-            self.changed.insert(path.clone());
-        }
-        if let Effect::Rename { from, .. } = &op.effect
-            && (self.is_state)(from)
-        {
-            self.changed.insert(from.clone());
+        let from = match &op.effect {
+            Effect::Rename { from, .. } => Some(from),
+            _ => None,
+        };
+        for path in from.into_iter().chain([op.effect.path()]) {
+            // What is written under one name has changed under all others, too.
+            let names = self.files.names_of(path).chain([path.as_path()]);
+            let state: Vec<_> =
+                names.filter(|name| (self.is_state)(name)).map(Path::to_owned).collect();
+            self.changed.extend(state);
         }
         match &op.effect {
             Effect::Rename { to, .. } | Effect::Link { to, .. } if (self.is_state)(to) => {
                 self.moment()
             }
-            Effect::Close { path } if (self.is_state)(path) => self.refresh(false),
+            Effect::Close { .. } => self.refresh(false),
             _ => {}
         }
         Ok(())
@@ -204,8 +206,14 @@ impl<'a> Learner<'a> {
 
     /// Adds a moment if the state differs from the last one.
     fn refresh(&mut self, deliberate: bool) {
+        if self.changed.is_empty() && !deliberate {
+            return;
+        }
         let mut states = self.moments.last().map(|m| m.states.clone()).unwrap_or_default();
-        for path in std::mem::take(&mut self.changed) {
+        let links = self.files.symlinks().filter(|path| (self.is_state)(path)).map(Path::to_owned);
+        let changed: BTreeSet<_> =
+            std::mem::take(&mut self.changed).into_iter().chain(links).collect();
+        for path in changed {
             match self.files.bytes(&path) {
                 Some(bytes) if states.get(&path).is_some_and(|old| old.bytes == bytes) => {}
                 Some(bytes) => {

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::op::{Effect, Op};
 
@@ -51,13 +51,33 @@ impl Files {
         self.names.get(path).map(|inode| &self.inodes[*inode])
     }
 
-    /// The bytes of the regular file at `path`.
+    /// The bytes of the regular file that `path` leads to, by way of symbolic links too.
     #[must_use]
     pub fn bytes(&self, path: &Path) -> Option<&[u8]> {
-        match self.get(path)? {
-            Node::File(bytes) => Some(bytes),
-            Node::Symlink(_) | Node::Directory => None,
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            match self.get(&path)? {
+                Node::File(bytes) => return Some(bytes),
+                Node::Directory => return None,
+                Node::Symlink(target) => {
+                    path = plain(&path.parent().unwrap_or(Path::new("")).join(target));
+                }
+            }
         }
+        None
+    }
+
+    /// All names of what `path` is a name of.
+    pub fn names_of(&self, path: &Path) -> impl Iterator<Item = &Path> {
+        let inode = self.names.get(path).copied();
+        let same = move |other: &usize| inode == Some(*other);
+        self.names.iter().filter(move |(_, other)| same(other)).map(|(path, _)| path.as_path())
+    }
+
+    /// The names that are symbolic links.
+    pub fn symlinks(&self) -> impl Iterator<Item = &Path> {
+        let is_link = |inode: &usize| matches!(self.inodes[*inode], Node::Symlink(_));
+        self.names.iter().filter(move |(_, inode)| is_link(inode)).map(|(path, _)| path.as_path())
     }
 
     /// All names but those of files that have none any more.
@@ -82,10 +102,8 @@ impl Files {
             Effect::Rename { from, to, exchange } => self.rename(from, to, *exchange)?,
             Effect::Link { from, to } => {
                 let inode = self.inode(from)?;
+                // A file that had no name goes on under the name that `/proc` shows for it, too.
                 self.names.insert(to.clone(), inode);
-                if is_nameless(from) {
-                    self.names.remove(from);
-                }
             }
             Effect::Symlink { target, path } => {
                 self.insert(path.clone(), Node::Symlink(target.clone()));
@@ -222,6 +240,25 @@ impl Files {
             }
         }
     }
+}
+
+/// How many symbolic links are followed (`MAXSYMLINKS`).
+const LINKS_MAX: usize = 40;
+
+/// A path without `.` and `..`, by its text.
+#[must_use]
+pub fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 /// The name that `/proc` shows for an open file that lost the name `path`.

@@ -37,10 +37,11 @@ fn built_in(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     let directory = lab.path().join("baseline");
+    let mut before = Files::default();
+    before.insert(STATE_FILE.into(), Node::File(subject.initial().json.clone()));
     let recorded = builtin_recorder::record(&subject, &directory);
     let explained = recorded.and_then(|(trace, duration)| {
-        let mut files = Files::default();
-        files.insert(STATE_FILE.into(), Node::File(subject.initial().json.clone()));
+        let mut files = before.clone();
         for op in &trace.ops {
             files.apply(op).map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
         }
@@ -59,6 +60,8 @@ fn built_in(
         kind: Kind::BuiltIn(subject),
         planner: planner(sites.clone()),
         sites,
+        before,
+        trace,
         notes: Vec::new(),
     })
 }

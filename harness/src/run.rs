@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use crate::books::{Books, Todo};
 use crate::error::{Context, Error, Result};
 use crate::lab::{self, Lab};
+use crate::model::Files;
+use crate::op::Trace;
 use crate::plan::{FaultKind, Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
 use crate::prepare;
@@ -64,10 +66,13 @@ pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
     let mut prepared = Vec::new();
     for (stream, (name, subject)) in request.subjects.iter().enumerate() {
-        prepared.push(prepare::prepare(name, subject, &lab, |sites| {
+        let mut one = prepare::prepare(name, subject, &lab, |sites| {
             let (kind, granularity) = (request.fault, request.granularity);
             Planner::new(request.seed, stream as u64, kind, granularity, sites)
-        })?);
+        })?;
+        // Workers fork the faster the less memory they have, and the trace is not used any more.
+        (one.before, one.trace) = (Files::default(), Trace::default());
+        prepared.push(one);
     }
     let plan = plan(request, &prepared);
     let directory = match &request.resume {

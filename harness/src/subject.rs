@@ -8,6 +8,8 @@ use crashtest_targets::{BotState, STATE_FILE, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::history::History;
+use crate::model::Files;
+use crate::op::Trace;
 use crate::plan::{Planner, Sites};
 use crate::state_files::StateFiles;
 
@@ -177,6 +179,10 @@ pub struct Prepared {
     pub history: History,
     /// Makes its trials.
     pub planner: Planner,
+    /// The files before its unbroken run.
+    pub before: Files,
+    /// What it did in its unbroken run.
+    pub trace: Trace,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

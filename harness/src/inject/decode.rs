@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use crate::model;
 use crate::op::{ByteOffset, Call, Effect};
 use crate::os::ptrace::{Died, Result, Stopped};
 
@@ -323,8 +324,7 @@ impl Decoder<'_> {
             };
             base.unwrap_or_default().join(path)
         };
-        let plain = normal(&whole);
-        Ok(self.through_links(plain))
+        Ok(self.through_links(model::plain(&whole)))
     }
 
     /// Follows symbolic links in the directories of a path that seems to lie elsewhere.
@@ -502,29 +502,9 @@ pub fn moved(thread: &Stopped, asked: &Asked, file: u64, count: usize) -> Result
     }
 }
 
-/// Removes `.` and `..` by their text.
-fn normal(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                plain.pop();
-            }
-            other => plain.push(other),
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_made_plain() {
-        assert_eq!(normal(Path::new("/a/./b/../c")), Path::new("/a/c"));
-    }
 
     #[test]
     fn only_what_lies_in_the_trial_directory_matters_unless_a_sandbox_catches_all() {

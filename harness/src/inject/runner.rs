@@ -286,7 +286,9 @@ fn collect(
                 survivor.files.insert(path, Content::Other("a directory".to_owned()));
             }
         } else if state.contains(&path) {
-            survivor.files.insert(path, content(&entry.path(), limit));
+            if let Some(content) = content(&entry.path(), limit) {
+                survivor.files.insert(path, content);
+            }
         } else {
             survivor.others.push(path);
         }
@@ -294,28 +296,41 @@ fn collect(
     Ok(())
 }
 
-fn content(path: &Path, limit: u64) -> Content {
+/// What a name holds; `None` when it is a symbolic link that leads nowhere.
+fn content(path: &Path, limit: u64) -> Option<Content> {
     // Symbolic links are followed, as the program's own load does.
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => Content::Other("a directory".to_owned()),
-        Ok(found) if !found.is_file() => Content::Other("no regular file".to_owned()),
-        Ok(found) if found.len() > limit => {
-            Content::Other(format!("{} bytes long, more than is read", found.len()))
+    let found = match fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(Content::Other(format!("not readable: {error}"))),
+    };
+    Some(if found.is_dir() {
+        Content::Other("a directory".to_owned())
+    } else if !found.is_file() {
+        Content::Other("no regular file".to_owned())
+    } else if found.len() > limit {
+        Content::Other(format!("{} bytes long, more than is read", found.len()))
+    } else {
+        bytes(path, &found)
+    })
+}
+
+/// The bytes of a regular file, even if its mode says that it is not to be read.
+fn bytes(path: &Path, found: &fs::Metadata) -> Content {
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let read = match fs::read(path) {
+        Err(error) if denied(&error) => {
+            let opened = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
+            opened.and_then(|()| fs::read(path))
         }
-        Ok(found) => match fs::read(path) {
-            Ok(bytes) => Content::Bytes(bytes),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let opened = fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-                    .and_then(|()| fs::read(path));
-                let mode = found.permissions().mode() & 0o7777;
-                opened.map_or_else(
-                    |_| Content::Other(format!("not readable (mode {mode:o})")),
-                    Content::Bytes,
-                )
-            }
-            Err(error) => Content::Other(format!("not readable: {error}")),
-        },
-        Err(error) => Content::Other(format!("not readable: {error}")),
+        other => other,
+    };
+    match read {
+        Ok(bytes) => Content::Bytes(bytes),
+        Err(error) => {
+            let mode = found.permissions().mode() & 0o7777;
+            Content::Other(format!("not readable (mode {mode:o}): {error}"))
+        }
     }
 }
 

@@ -71,7 +71,9 @@ pub fn learn(
         before_first_save,
     };
     try_own_commands(name, &learned, &mut rooms[1])?;
-    let sites = Sites::of(&second.trace, second.duration);
+    let duration =
+        if second.serves { second.duration } else { plain_duration(name, &mut rooms[1])? };
+    let sites = Sites::of(&second.trace, duration);
     if sites.sites.is_empty() {
         return Err(no_sites(name));
     }
@@ -132,6 +134,22 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         serves,
         stragglers: ran.stragglers,
     })
+}
+
+/// How long the program runs when nobody follows it.
+fn plain_duration(name: &str, runner: &mut Runner) -> Result<Duration> {
+    runner.reset()?;
+    let started = Instant::now();
+    match runner.plain(None, runner.limits().timeout())? {
+        Plain::Ended(Ended::Status(0)) => Ok(started.elapsed()),
+        Plain::Ended(ended) => Err(Error::baseline(format!(
+            "`{name}` ended well when it was followed, and with {ended:?} when not: {}",
+            runner.output.last_words()
+        ))),
+        Plain::TimedOut | Plain::Killed => {
+            Err(Error::baseline(format!("`{name}` ends when it is followed, and else it does not")))
+        }
+    }
 }
 
 /// What the files outside the trial directory that a run has touched hold on this machine.
@@ -219,17 +237,7 @@ fn choose_state(
     run: &Unbroken,
     notes: &mut Vec<String>,
 ) -> Result<StateFiles> {
-    let same = |path: &Path, bytes: &[u8]| run.before.bytes(path) == Some(bytes);
-    let changed: BTreeSet<PathBuf> = run
-        .after
-        .files
-        .iter()
-        .filter(|(path, content)| match content {
-            Content::Bytes(bytes) => !same(path, bytes),
-            Content::Other(_) => false,
-        })
-        .map(|(path, _)| path.clone())
-        .collect();
+    let changed = changed(run);
     if let Some((path, what)) = too_large(&run.after) {
         return Err(Error::baseline(format!("{} of `{name}` is {what}", path.display()))
             .help("allow more with --max-data MIB"));
@@ -263,6 +271,26 @@ fn choose_state(
     }
     notes.push(note);
     Ok(StateFiles::Found(state))
+}
+
+/// The files that a run has left changed.
+fn changed(run: &Unbroken) -> BTreeSet<PathBuf> {
+    let differs = |path: &Path, bytes: &[u8]| run.before.bytes(path) != Some(bytes);
+    if run.serves {
+        // It was ended in the middle of something: what counts is what it had done by its last ack.
+        let mut files = run.before.clone();
+        if run.trace.ops.iter().all(|op| files.apply(op).is_ok()) {
+            let paths = files
+                .paths()
+                .filter(|path| files.bytes(path).is_some_and(|bytes| differs(path, bytes)));
+            return paths.map(Path::to_owned).collect();
+        }
+    }
+    let files = run.after.files.iter().filter(|(path, content)| match content {
+        Content::Bytes(bytes) => differs(path, bytes),
+        Content::Other(_) => false,
+    });
+    files.map(|(path, _)| path.clone()).collect()
 }
 
 fn too_large(survivor: &Survivor) -> Option<(&PathBuf, &String)> {

@@ -1,16 +1,18 @@
 //! Where trials take place: directories that are made for them and taken away again.
 //!
-//! Everything lies below one base directory. Its lock is held by the command and its workers; a
-//! base whose lock is free was left by a run that was killed, and is removed by the next one.
+//! Everything lies below one base directory, which is removed at the end of the run; if the run is
+//! killed, by a janitor process that outlives it; and if that is killed too, by the next run, which
+//! finds the lock of the base free.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, PipeWriter, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Context, Error, Result};
+use crate::os::process;
 
 const PREFIX: &str = "crashtest-";
 const LOCK: &str = "lock";
@@ -20,6 +22,8 @@ const LOCK: &str = "lock";
 pub struct Lab {
     base: tempfile::TempDir,
     _lock: Flock<File>,
+    /// All processes of the run have it open; when the last has ended the janitor hears of it.
+    _alive: PipeWriter,
 }
 
 impl Lab {
@@ -42,7 +46,8 @@ impl Lab {
                     .help("name a writable directory with --dir")
             })?;
         let lock = lock(&base.path().join(LOCK)).context("lock the trial directory")?;
-        Ok(Self { base, _lock: lock })
+        let alive = start_janitor(base.path())?;
+        Ok(Self { base, _lock: lock, _alive: alive })
     }
 
     /// The base directory.
@@ -55,6 +60,20 @@ impl Lab {
     pub fn room(&self, worker: usize) -> Result<PathBuf> {
         room(self.path(), worker)
     }
+}
+
+/// Starts a process that removes `base` when all others of the run have ended, however they did.
+fn start_janitor(base: &Path) -> Result<PipeWriter> {
+    let (mut ended, alive) = io::pipe().context("make a pipe")?;
+    let mut alive = Some(alive);
+    process::fork_detached(|| {
+        drop(alive.take());
+        // Nobody writes: this returns at the end.
+        let _ = ended.read(&mut [0]);
+        let _ = remove_tree(base);
+    })
+    .context("start a janitor")?;
+    alive.ok_or_else(|| Error::internal("the pipe of the janitor is gone"))
 }
 
 impl Drop for Lab {

@@ -94,8 +94,14 @@ fn mismatch(content: Option<&Content>, history: &History, file: &Path) -> Option
         .iter()
         .map(|version| version.get(file).map_or(&[][..], |reference| &reference.bytes))
         .collect();
-    let violation = describe::damage(&name, bytes, &versions, history.is_json(file));
-    let certain = violation.kind != ViolationKind::Alien;
+    let json = history.is_json(file);
+    let violation = describe::damage(&name, bytes, &versions, json);
+    // Where each run saves other bytes, a piece of a version may be a version of this run.
+    let certain = match violation.kind {
+        ViolationKind::Empty | ViolationKind::Zeroed => true,
+        ViolationKind::Torn => json,
+        _ => false,
+    };
     (certain || history.repeats != Repeats::No).then_some(violation)
 }
 

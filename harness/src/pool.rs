@@ -2,8 +2,7 @@
 //!
 //! They are processes and not threads because a forked child may only be trusted if its parent
 //! had one thread, because ptrace belongs to one thread, and because a small parent forks fast.
-//! The coordinator hands out ranges of trial numbers; a worker that loses its coordinator removes
-//! what it made and ends.
+//! The coordinator hands out ranges of trial numbers; a worker that loses its coordinator ends.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, BufWriter, PipeReader, PipeWriter, Read, Write};
@@ -11,11 +10,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
-use crate::lab;
 use crate::os::{process, signals};
 use crate::record::Record;
 
@@ -70,11 +68,9 @@ impl Pool {
     pub fn start<'a>(
         jobs: usize,
         pin: bool,
-        base: &std::path::Path,
         make: impl Fn(usize) -> Result<Box<dyn Work + 'a>>,
     ) -> Result<Self> {
         let mut pool = Self { workers: Vec::new() };
-        let coordinator = getpid();
         for index in 0..jobs {
             let (commands_out, commands) = io::pipe().context("make a pipe")?;
             let (answers, answers_in) = io::pipe().context("make a pipe")?;
@@ -88,10 +84,6 @@ impl Pool {
                 drop((commands, answers));
                 earlier.clear();
                 let served = serve(index, pin, commands_out, answers_in, &make);
-                if getppid() != coordinator {
-                    // The coordinator is dead: nobody else takes the directories away.
-                    let _ = lab::remove_tree(base);
-                }
                 i32::from(served.is_err())
             })
             .context("fork a worker")?;
@@ -240,7 +232,9 @@ fn serve<'a>(
 ) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 16, answers);
     let lost = "write to the coordinator";
-    let prepared = signals::ignore_interrupts()
+    // While a subject runs nobody reads the commands: this is how its worker hears of the end.
+    let prepared = signals::notice_orphaning()
+        .and_then(|()| signals::ignore_interrupts())
         .and_then(|()| if pin { process::pin_to_cpu(index) } else { Ok(()) })
         .context("prepare a worker");
     let mut work = match prepared.and_then(|()| make(index)) {

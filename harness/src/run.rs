@@ -161,7 +161,7 @@ fn trials(
 ) -> Result<Done> {
     // Without tracing there is nothing to keep on one CPU, and a pinned subject is no untouched one.
     let pin = request.fault != FaultKind::KillAfter;
-    let mut pool = Pool::start(request.place.jobs, pin, lab.path(), |index| {
+    let mut pool = Pool::start(request.place.jobs, pin, |index| {
         let room = lab::room(lab.path(), index)?;
         Ok(Box::new(Worker::new(request, prepared, directory, room)) as Box<dyn Work>)
     })?;
@@ -210,7 +210,7 @@ fn report(
         subjects: rows
             .map(|(prepared, (tally, kept))| Row {
                 population: prepared.planner.population(),
-                expectation: request.scenario.expectation(&prepared.name),
+                expectation: request.scenario.expectation(&prepared.name, &request.promises),
                 name: prepared.name,
                 planned: request.trials,
                 interval: tally.interval(),

@@ -146,13 +146,11 @@ impl Scenario {
         Ok(())
     }
 
-    /// What is expected of the subject called `name`.
+    /// What is expected of the subject called `name`, of which `judged` is judged.
     #[must_use]
-    pub fn expectation(&self, name: &str) -> Expectation {
-        self.expect.get(name).cloned().unwrap_or_else(|| Expectation {
-            keeps: self.promises.clone(),
-            breaks: BTreeSet::new(),
-        })
+    pub fn expectation(&self, name: &str, judged: &BTreeSet<Promise>) -> Expectation {
+        let all = || Expectation { keeps: judged.clone(), breaks: BTreeSet::new() };
+        self.expect.get(name).cloned().unwrap_or_else(all)
     }
 }
 
@@ -228,8 +226,8 @@ mod tests {
 
     #[test]
     fn an_expected_violation_that_vanished_is_a_surprise() {
-        let expectation = Scenario::find("sigkill").unwrap().expectation("unsafe");
         let judged = BTreeSet::from([Promise::Atomic]);
+        let expectation = Scenario::find("sigkill").unwrap().expectation("unsafe", &judged);
         let surprises = expectation.surprises(&Tally::default(), &judged);
         assert_eq!(surprises, [Surprise::Vanished(Promise::Atomic)]);
     }

@@ -185,10 +185,14 @@ impl Shell {
         if let Some(sandbox) = &self.sandbox {
             sandbox::confine(&mut shell, sandbox.clone());
         }
-        let child = shell.spawn().context(format_args!("start `{}`", self.text))?;
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
-        let ended = process::wait_at_most(pid, timeout).context("wait for a command")?;
-        process::end_descendants().context("end a command")?;
+        let ended = process::adopt_orphans(|| {
+            let child = shell.spawn()?;
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
+            let ended = process::wait_at_most(pid, timeout)?;
+            process::end_descendants()?;
+            Ok(ended)
+        })
+        .context(format_args!("run `{}`", self.text))?;
         Ok(match ended {
             None => Said::Hung,
             Some(Ended::Status(0)) => Said::Yes,

@@ -64,7 +64,6 @@ impl Runner {
         let root = room.join("dir");
         let ack = command.ack.as_deref().map(ack_pattern).transpose()?;
         let program = program(command, &root)?;
-        process::adopt_orphans().context("become the parent of orphans")?;
         signals::interrupt_by_alarm().context("catch the alarm")?;
         let sandbox = command.sandbox.then(|| Sandbox::plan(room, &root)).transpose()?;
         Ok(Self {
@@ -115,7 +114,8 @@ impl Runner {
             })
             .map_err(|error| cannot_trace(&error))?;
         let tracer = Tracer::new(child, &self.scope, &mut self.output, watcher, bounds);
-        let ran = signals::with_alarm(|| tracer.run()).context("follow the program")?;
+        let ran = process::adopt_orphans(|| signals::with_alarm(|| tracer.run()))
+            .context("follow the program")?;
         self.started()?;
         Ok(ran)
     }
@@ -123,22 +123,24 @@ impl Runner {
     /// Runs the program without tracing; with `kill_after`, kills it then.
     pub fn plain(&mut self, kill_after: Option<Duration>, timeout: Duration) -> Result<Plain> {
         let started = Instant::now();
-        let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || {
-            confine(&self.sandbox)
-        })
-        .context("start the program")?;
-        let limit = kill_after.unwrap_or(timeout);
-        let ended = loop {
-            let left = limit.saturating_sub(started.elapsed());
-            let ended = process::wait_at_most(child, left.min(DRAIN_EVERY));
-            let ended = ended.context("wait for the program")?;
-            if ended.is_some() || started.elapsed() >= limit {
-                break ended;
-            }
-            self.output.drain().context("read what the program prints")?;
-        };
-        let descendants = process::end_descendants().context("end the program")?;
-        self.output.drain().context("read what the program printed")?;
+        let ran = process::adopt_orphans(|| {
+            let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || {
+                confine(&self.sandbox)
+            })?;
+            let limit = kill_after.unwrap_or(timeout);
+            let ended = loop {
+                let left = limit.saturating_sub(started.elapsed());
+                let ended = process::wait_at_most(child, left.min(DRAIN_EVERY))?;
+                if ended.is_some() || started.elapsed() >= limit {
+                    break ended;
+                }
+                self.output.drain()?;
+            };
+            let descendants = process::end_descendants()?;
+            self.output.drain()?;
+            Ok((child, ended, descendants))
+        });
+        let (child, ended, descendants) = ran.context("run the program")?;
         self.started()?;
         Ok(match (ended, kill_after) {
             (Some(ended), _) => Plain::Ended(ended),
@@ -175,6 +177,12 @@ impl Runner {
                 })
             }
         }
+    }
+
+    /// What the program may use.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The sandbox, if there is one.

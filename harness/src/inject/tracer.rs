@@ -16,7 +16,7 @@ use super::output::Output;
 use crate::armed::{Action, Then};
 use crate::os::process::Ended;
 use crate::os::ptrace::{self, CallInfo, Died, Event, Reason, Run, Stopped};
-use crate::os::seccomp;
+use crate::os::{seccomp, signals};
 
 /// Sees the calls of a run and says what is to be done with them.
 pub trait Watcher {
@@ -170,7 +170,6 @@ impl<'a, W: Watcher> Tracer<'a, W> {
         }
         self.output.drain()?;
         let how = match (self.verdict, self.ended) {
-            (Some(How::Enough), Some(ended)) => How::Ended(ended),
             (Some(verdict), _) => verdict,
             (None, Some(ended)) => How::Ended(ended),
             (None, None) => return Err(io::Error::other("the program ended unseen")),
@@ -187,9 +186,9 @@ impl<'a, W: Watcher> Tracer<'a, W> {
         } else if let Some(since) = self.ended_at {
             if now.duration_since(since) >= self.bounds.grace {
                 self.stragglers = self.threads.len();
-                self.end(How::Enough);
+                self.end(self.ended.map_or(How::Enough, How::Ended));
             }
-        } else if now >= self.bounds.deadline {
+        } else if now >= self.bounds.deadline || signals::orphaned() {
             self.end(How::TimedOut);
         } else if self.watcher.enough() {
             self.end(How::Enough);

@@ -44,6 +44,30 @@ pub fn fork_briefly(body: impl FnOnce() -> i32) -> io::Result<Pid> {
     }
 }
 
+/// Runs `body` in a process that is no child of ours, in a session of its own, with no open
+/// terminal or pipe of ours as its input or output.
+pub fn fork_detached(body: impl FnOnce()) -> io::Result<()> {
+    let mut body = Some(body);
+    let between = fork_child(|| {
+        let grandchild = fork_child(|| {
+            // What fails here makes the process less detached, and it does its work all the same.
+            let _ = nix::unistd::setsid();
+            let _ = nix::sys::prctl::set_name(c"ct-janitor");
+            if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+                let _ = nix::unistd::dup2_stdin(&null);
+                let _ = nix::unistd::dup2_stdout(&null);
+                let _ = nix::unistd::dup2_stderr(&null);
+            }
+            if let Some(body) = body.take() {
+                body();
+            }
+            0
+        });
+        i32::from(grandchild.is_err())
+    })?;
+    wait_for(between).map(drop)
+}
+
 /// Ends this process as the OOM killer or a user would: at once.
 pub fn kill_self() -> ! {
     // A process may always signal itself, so this can't fail.
@@ -90,19 +114,27 @@ pub fn pin_to_cpu(nth: usize) -> io::Result<()> {
     Ok(sched_setaffinity(this, &one)?)
 }
 
-/// Makes this process the parent of the orphans among its descendants.
-pub fn adopt_orphans() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+/// Makes this process the parent of the orphans among its descendants while `body` runs.
+pub fn adopt_orphans<T>(body: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let result = body();
+    nix::sys::prctl::set_child_subreaper(false)?;
+    result
 }
 
-/// Waits for `child` for at most so long; `None` when it has not ended by then.
+/// How long a wait may go without a look at whether the coordinator is still there.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
+/// Waits for `child` for at most so long; `None` when it has not ended by then, or when this
+/// process was orphaned.
 pub fn wait_at_most(child: Pid, time: Duration) -> io::Result<Option<Ended>> {
     let pidfd = pidfd(child)?;
     let deadline = Instant::now() + time;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK_UP_EVERY);
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         match ppoll(&mut fds, Some(left.into()), None) {
+            _ if super::signals::orphaned() => return Ok(None),
             Ok(0) if deadline <= Instant::now() => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return wait_for(child).map(Some),

@@ -6,9 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static ORPHANED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn note(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+extern "C" fn note_orphaning(_signal: libc::c_int) {
+    ORPHANED.store(true, Ordering::Relaxed);
 }
 
 extern "C" fn nothing(_signal: libc::c_int) {}
@@ -22,6 +27,18 @@ pub fn interrupted() -> bool {
 /// Makes SIGINT and SIGTERM set a flag; calls that wait are interrupted by them.
 pub fn catch_interrupts() -> io::Result<()> {
     install(&[Signal::SIGINT, Signal::SIGTERM], SigHandler::Handler(note))
+}
+
+/// Whether the parent has ended since [`notice_orphaning`].
+#[must_use]
+pub fn orphaned() -> bool {
+    ORPHANED.load(Ordering::Relaxed)
+}
+
+/// Makes the end of the parent set a flag, so that this process can end what it has started.
+pub fn notice_orphaning() -> io::Result<()> {
+    install(&[Signal::SIGUSR1], SigHandler::Handler(note_orphaning))?;
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGUSR1)?)
 }
 
 /// Makes SIGINT do nothing: a terminal sends it to workers too, and they end with the coordinator.

@@ -1,0 +1,336 @@
+//! Runs as a user makes them: the same seed, an interruption, a replay, a kill of the harness.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{crashtest, python, report, run_in, targets};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// What two runs of the same trials have in common.
+fn table(report: &serde_json::Value) -> serde_json::Value {
+    let rows = report["subjects"].as_array().unwrap();
+    let row = |row: &serde_json::Value| {
+        serde_json::json!([row["name"], row["tally"], row["interval"], row["expectation"]])
+    };
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn the_newcomers_command_finds_unsafe_out_and_passes_atomic() {
+    let results = tempfile::tempdir().unwrap();
+    let output = run_in(results.path(), &["run", "--scenario", "sigkill", "--seed", "1"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    let row =
+        |name: &str| text.lines().find(|line| line.starts_with(&format!("│ {name} "))).unwrap();
+    assert!(row("atomic").contains("100.0 %"), "{text}");
+    assert!(row("unsafe").contains("torn") && row("unsafe").contains("empty"), "{text}");
+    assert!(text.contains("crashtest replay "), "{text}");
+    assert!(text.contains("seed 1"), "{text}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_table_with_any_number_of_workers() {
+    let results = tempfile::tempdir().unwrap();
+    let with = |jobs: &str| {
+        let arguments = ["--seed", "1", "--trials", "600", "--strategy", "all", "--jobs", jobs];
+        table(&report(results.path(), &arguments).1)
+    };
+    let one = with("1");
+    assert_eq!(one, with("2"));
+    assert_eq!(one, with("3"));
+}
+
+#[test]
+fn another_seed_strikes_elsewhere() {
+    let results = tempfile::tempdir().unwrap();
+    let kept = |seed: &str| {
+        let (_, report) = report(results.path(), &["--seed", seed, "--trials", "50"]);
+        report["subjects"][0]["kept"].clone()
+    };
+    assert_ne!(kept("1"), kept("2"));
+}
+
+#[test]
+fn a_replay_shows_the_same_bytes_ten_times_out_of_ten() {
+    let results = tempfile::tempdir().unwrap();
+    let mut programs = vec![vec!["--strategy".to_owned(), "unsafe,truncate-late".to_owned()]];
+    if let (true, Some(python)) = (common::can_follow(), python()) {
+        programs.push(
+            ["--ack", "^saved", "--", &python, &targets("python/in_place.py")]
+                .map(str::to_owned)
+                .into(),
+        );
+    }
+    for program in programs {
+        let program: Vec<_> = program.iter().map(String::as_str).collect();
+        let (_, report) =
+            report(results.path(), &[&["--trials", "60", "--seed", "4"], &program[..]].concat());
+        let rows = report["subjects"].as_array().unwrap();
+        let kept = rows.iter().flat_map(|row| row["kept"].as_array().unwrap().iter().take(2));
+        for line in kept {
+            replay_ten_times(results.path(), line["id"].as_str().unwrap());
+        }
+    }
+}
+
+fn replay_ten_times(results: &Path, id: &str) {
+    for n in 0..10 {
+        let keep = results.join(format!("kept-{id}-{n}"));
+        let output = run_in(results, &["replay", id, "--keep", &keep.display().to_string()]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("the same verdict and the same bytes"), "{text}");
+        let found = fs::read(keep.join("state.json")).unwrap();
+        let before = fs::read(survivor(results, id)).unwrap();
+        assert_eq!(found, before, "{id}");
+    }
+}
+
+fn survivor(results: &Path, id: &str) -> std::path::PathBuf {
+    fs::read_dir(results)
+        .unwrap()
+        .map(|run| run.unwrap().path().join("violations").join(id).join("survivor/state.json"))
+        .find(|path| path.is_file())
+        .unwrap()
+}
+
+fn start(results: &Path, arguments: &[&str]) -> Child {
+    crashtest()
+        .args(arguments)
+        .env("CRASHTEST_RESULTS", results)
+        .current_dir(results)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+/// Waits until the run has kept some outcomes.
+fn wait_for_outcomes(results: &Path) -> String {
+    let started = Instant::now();
+    loop {
+        for run in fs::read_dir(results).unwrap().flatten() {
+            let length =
+                fs::metadata(run.path().join("outcomes.jsonl")).map_or(0, |found| found.len());
+            if length > 0 {
+                return run.file_name().to_string_lossy().into_owned();
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "nothing was kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_run_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one() {
+    let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let options = ["run", "--json", "--seed", "5", "--trials", "12000"];
+    let (_, unbroken) = report(whole.path(), &options[2..]);
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let results = halves.path().join(signal.as_str());
+        fs::create_dir(&results).unwrap();
+        let child = start(&results, &options);
+        let run = wait_for_outcomes(&results);
+        kill(pid(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        if signal == Signal::SIGINT {
+            assert_eq!(output.status.code(), Some(130));
+            let partial: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(partial["complete"], false);
+        }
+        let (status, resumed) = report(&results, &["--resume", &run]);
+        assert_eq!(status, 0, "{resumed:#}");
+        assert!(resumed["trials_now"].as_u64().unwrap() < 24_000, "it began anew");
+        assert_eq!(table(&resumed), table(&unbroken), "{signal}");
+    }
+}
+
+/// Everything of a run that could be left behind: processes with its directory in their
+/// environment or arguments, trial directories, mounts.
+fn left_behind(mark: &str, place: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let read = |name: &str| fs::read(process.path().join(name)).unwrap_or_default();
+        let known = [read("environ"), read("cmdline")].concat();
+        let ours = process.file_name().to_string_lossy() == std::process::id().to_string();
+        let marked = known.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
+        if marked && !ours {
+            left.push(format!("process {}", process.file_name().to_string_lossy()));
+        }
+    }
+    let entries = fs::read_dir(place).unwrap().flatten();
+    left.extend(entries.map(|entry| entry.path().display().to_string()));
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let place = place.display().to_string();
+    left.extend(mounts.lines().filter(|line| line.contains(&place)).map(str::to_owned));
+    left
+}
+
+#[test]
+fn a_kill_of_crashtest_leaves_no_process_no_mount_and_no_directory() {
+    let mut programs: Vec<Vec<&str>> = vec![vec!["--strategy", "all"]];
+    let script =
+        "setsid sleep 8642 & i=0; while [ $i -lt 50 ]; do echo [$i] > s.json; i=$((i+1)); done";
+    let shell = ["--", "/bin/sh", "-c", script];
+    if common::can_follow() {
+        programs.push(shell.to_vec());
+        programs.push([&["--timing"], &shell[..]].concat());
+    }
+    if common::can_sandbox() {
+        programs.push([&["--sandbox"], &shell[..]].concat());
+    }
+    for (index, program) in programs.iter().enumerate() {
+        for round in 0..4 {
+            let results = tempfile::tempdir().unwrap();
+            let place = tempfile::tempdir_in("/dev/shm").unwrap();
+            let mark = format!("crashtest-mark-{}-{index}-{round}", std::process::id());
+            let place_name = place.path().display().to_string();
+            let options = ["run", "--trials", "100000", "--dir", &place_name];
+            let mut child = crashtest()
+                .args(options)
+                .args(program)
+                .env("CRASHTEST_RESULTS", results.path())
+                .env("MARK", &mark)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(150 + 400 * round));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let started = Instant::now();
+            loop {
+                let left = left_behind(&mark, place.path());
+                if left.is_empty() {
+                    break;
+                }
+                assert!(started.elapsed() < Duration::from_secs(10), "{program:?}: {left:?}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+#[test]
+fn timing_kills_without_following_and_what_ended_first_does_not_count() {
+    let results = tempfile::tempdir().unwrap();
+    let script = "i=0; while [ $i -lt 200 ]; do echo [$i] > s.json; i=$((i+1)); done";
+    let arguments = ["--timing", "--trials", "100", "--seed", "1", "--", "/bin/sh", "-c", script];
+    let (_, report) = report(results.path(), &arguments);
+    let tally = &report["subjects"][0]["tally"];
+    assert!(tally["violated"]["empty"]["natural"].as_u64() > Some(0), "{tally:#}");
+    assert_eq!(tally["violated"]["empty"]["forced"], 0);
+    let (_, report) = self::report(
+        results.path(),
+        &["--timing", "--trials", "200", "--strategy", "unsafe,atomic"],
+    );
+    assert_eq!(report["subjects"][1]["tally"]["violated"], serde_json::json!({}));
+}
+
+#[test]
+fn the_users_own_checks_are_heard() {
+    let Some(python) = python() else { return };
+    let results = tempfile::tempdir().unwrap();
+    let save = "import json, os\n\
+        for n in range(1, 4):\n\
+        \x20   for name, value in (('a.json', n), ('b.json', -n)):\n\
+        \x20       json.dump({'value': value}, open('t', 'w')); os.replace('t', name)\n\
+        \x20   print('saved', flush=True)\n";
+    let schema = results.path().join("schema.json");
+    fs::write(&schema, r#"{"properties": {"value": {"maximum": 1}}}"#).unwrap();
+    let check = "python3 -c 'import json; a = json.load(open(\"a.json\"))[\"value\"]; \
+                 b = json.load(open(\"b.json\"))[\"value\"]; assert a == -b, \"torn apart\"'";
+    let check = check.replace("python3", &python);
+    let run = |options: &[&str]| {
+        let all =
+            [&["--trials", "60", "--granularity", "op"], options, &["--", &python, "-c", save]];
+        report(results.path(), &all.concat())
+    };
+    // Each file is whole at each moment, but the two do not belong together.
+    let (status, report) = run(&["--check", &check]);
+    assert_eq!(status, 1);
+    let violated = &report["subjects"][0]["tally"]["violated"];
+    assert!(violated["check-failed"]["natural"].as_u64() > Some(0), "{violated:#}");
+    let (status, report) = run(&["--invariant", "state.value < 100"]);
+    assert_eq!(status, 0, "{report:#}");
+    let output =
+        run_in(results.path(), &["run", "--schema", "schema.json", "--", &python, "-c", save]);
+    assert_eq!(output.status.code(), Some(3), "the schema does not hold in the unbroken run");
+}
+
+#[test]
+fn a_recovery_that_fails_hangs_or_cannot_save_again_is_found() {
+    let results = tempfile::tempdir().unwrap();
+    // A lock file that a kill leaves behind blocks every later save.
+    let script = "set -C; : > lock || exit 9; echo [1] > t; mv t s.json; rm lock";
+    let run = |recover: &str| {
+        let arguments = [
+            "--trials",
+            "40",
+            "--granularity",
+            "op",
+            "--recover",
+            recover,
+            "--",
+            "/bin/sh",
+            "-c",
+            script,
+        ];
+        let (status, report) = report(results.path(), &arguments);
+        (status, report["subjects"][0]["tally"]["violated"].clone())
+    };
+    let (status, violated) = run("true");
+    assert_eq!(status, 1);
+    assert!(violated["cannot-save-again"]["natural"].as_u64() > Some(0), "{violated:#}");
+    let (status, violated) = run("test ! -e lock");
+    assert_eq!(status, 1);
+    assert!(violated["recovery-failed"]["natural"].as_u64() > Some(0), "{violated:#}");
+    let (status, violated) = run("rm -f lock");
+    assert_eq!((status, violated), (0, serde_json::json!({})));
+}
+
+#[test]
+fn fixed_paths_are_redirected_by_the_sandbox() {
+    if !common::can_sandbox() {
+        return;
+    }
+    let (results, fixed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state = fixed.path().join("state.json");
+    fs::write(&state, "[0]").unwrap();
+    let script = format!("for n in 1 2 3; do echo [$n] > {}; done", state.display());
+    let (status, report) =
+        report(results.path(), &["--sandbox", "--trials", "60", "--", "/bin/sh", "-c", &script]);
+    let row = &report["subjects"][0];
+    assert_eq!(status, 1, "{row:#}");
+    assert!(row["notes"].to_string().contains(&state.display().to_string()), "{row:#}");
+    assert_eq!(fs::read_to_string(&state).unwrap(), "[0]", "the real file was changed");
+}
+
+#[test]
+fn a_server_is_run_until_it_has_given_its_acks() {
+    let Some(python) = python() else { return };
+    let results = tempfile::tempdir().unwrap();
+    let script = "import json, os, time\n\
+        n = 0\n\
+        while True:\n\
+        \x20   n += 1\n\
+        \x20   json.dump({'n': n}, open('t', 'w')); os.replace('t', 's.json')\n\
+        \x20   print('saved', n, flush=True); time.sleep(0.002)\n";
+    let arguments =
+        ["--ack", "^saved", "--acks", "5", "--trials", "40", "--", &python, "-c", script];
+    let (status, report) = report(results.path(), &arguments);
+    let row = &report["subjects"][0];
+    assert_eq!(status, 0, "{row:#}");
+    assert!(row["notes"].to_string().contains("after 5 acks"), "{row:#}");
+    assert_eq!(row["tally"]["passed"], 40, "{row:#}");
+}

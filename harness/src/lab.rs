@@ -167,7 +167,7 @@ mod tests {
         let lab = Lab::new(Some(parent.path())).unwrap();
         let room = lab.room(0).unwrap();
         fs::create_dir(room.join("closed")).unwrap();
-        fs::set_permissions(room.join("closed"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(room.join("closed"), Permissions::from_mode(0o000)).unwrap();
         remove_tree(&room).unwrap();
         drop(lab);
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);

@@ -85,14 +85,25 @@ pub fn decode(
     number: i64,
     arguments: [u64; 6],
     scope: &Scope,
+    detail: Detail,
 ) -> Result<Option<Asked>> {
-    Decoder { thread, arguments, scope }.decode(number)
+    Decoder { thread, arguments, scope, detail }.decode(number)
+}
+
+/// How much of a call is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What kind of call, on which file, of what length.
+    Place,
+    /// Where in the file a write begins, too.
+    All,
 }
 
 struct Decoder<'a> {
     thread: &'a Stopped,
     arguments: [u64; 6],
     scope: &'a Scope,
+    detail: Detail,
 }
 
 /// `AT_FDCWD` as an argument.
@@ -231,7 +242,10 @@ impl Decoder<'_> {
         length: usize,
         bytes: Bytes,
     ) -> Result<Option<Asked>> {
-        let offset = ByteOffset(self.position(file, offset)?);
+        let offset = ByteOffset(match self.detail {
+            Detail::All => self.position(file, offset)?,
+            Detail::Place => 0,
+        });
         let effect = Effect::Write { path, offset, data: Vec::new() };
         Ok(Some(Asked { call, effect, length, bytes }))
     }

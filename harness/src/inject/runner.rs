@@ -64,6 +64,7 @@ impl Runner {
         let root = room.join("dir");
         let ack = command.ack.as_deref().map(ack_pattern).transpose()?;
         let program = program(command, &root)?;
+        process::keep_memory();
         signals::interrupt_by_alarm().context("catch the alarm")?;
         let sandbox = command.sandbox.then(|| Sandbox::plan(room, &root)).transpose()?;
         Ok(Self {

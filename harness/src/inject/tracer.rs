@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
-use super::decode::{self, Asked, Scope};
+use super::decode::{self, Asked, Detail, Scope};
 use super::output::Output;
 use crate::armed::{Action, Then};
 use crate::os::process::Ended;
@@ -116,6 +116,8 @@ pub struct Tracer<'a, W: Watcher> {
     bounds: Bounds,
     /// All threads that are known to live.
     threads: HashSet<Pid>,
+    /// Those that have stopped for the first time.
+    begun: HashSet<Pid>,
     calling: HashMap<Pid, State>,
     /// Stopped before a call, until the calls before it have returned.
     held: VecDeque<Stopped>,
@@ -126,7 +128,7 @@ pub struct Tracer<'a, W: Watcher> {
 }
 
 impl<'a, W: Watcher> Tracer<'a, W> {
-    /// A tracer for the program `root`, which has been seized.
+    /// A tracer for the program `root`, which waits to be traced.
     pub fn new(
         root: Pid,
         scope: &'a Scope,
@@ -141,6 +143,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             watcher,
             bounds,
             threads: HashSet::from([root]),
+            begun: HashSet::new(),
             calling: HashMap::new(),
             held: VecDeque::new(),
             ended: None,
@@ -198,6 +201,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
 
     fn gone(&mut self, tid: Pid, how: Ended) {
         self.threads.remove(&tid);
+        self.begun.remove(&tid);
         let was_calling = self.calling.remove(&tid).is_some();
         if tid == self.root && self.ended.is_none() {
             self.ended = Some(how);
@@ -226,15 +230,23 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             Reason::Exec(before) => {
                 if before != stopped.tid() {
                     self.threads.remove(&before);
+                    self.begun.remove(&before);
                 }
                 self.threads.insert(stopped.tid());
                 stopped.resume(Run::On, 0)
             }
-            Reason::Began => {
-                self.threads.insert(stopped.tid());
+            // The first stop of each is no signal of the program's own: SIGTRAP when the program
+            // itself has been executed, SIGSTOP when a new thread or process has begun.
+            Reason::Signal(signal) if self.begun.insert(stopped.tid()) => {
+                let tid = stopped.tid();
+                self.threads.insert(tid);
+                match signal {
+                    libc::SIGTRAP if tid == self.root => stopped.follow()?,
+                    libc::SIGSTOP => {}
+                    other => return stopped.resume(Run::On, other),
+                }
                 stopped.resume(Run::On, 0)
             }
-            Reason::GroupStop => stopped.listen(),
             Reason::Signal(signal) => {
                 let run = self.run_of(stopped.tid());
                 stopped.resume(run, signal)
@@ -267,7 +279,9 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 return stopped.resume(Run::On, 0);
             }
         }
-        let Some(asked) = decode::decode(&stopped, number, arguments, self.scope)? else {
+        let detail = if self.watcher.wants_results() { Detail::All } else { Detail::Place };
+        let asked = decode::decode(&stopped, number, arguments, self.scope, detail)?;
+        let Some(asked) = asked else {
             if self.watcher.wants_results() && self.output.is_stdout(&stopped, arguments[0]) {
                 self.watcher.prints(&decode::printed(&stopped, number, arguments)?);
             }

@@ -98,6 +98,17 @@ pub fn wait_for(child: Pid) -> io::Result<Ended> {
     }
 }
 
+/// Keeps freed memory for the next trial: given back, each page would cost a fault to get again.
+#[cfg(target_env = "gnu")]
+pub fn keep_memory() {
+    // SAFETY: mallopt takes two numbers; a setting that it does not know changes nothing.
+    let _ = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20) };
+}
+
+/// Other C libraries have no such setting.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_memory() {}
+
 /// Binds this process, and what it will fork, to one of the CPUs that it may use: the `nth`,
 /// counted round.
 pub fn pin_to_cpu(nth: usize) -> io::Result<()> {

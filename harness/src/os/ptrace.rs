@@ -45,11 +45,8 @@ pub enum Reason {
     NewChild(Pid),
     /// It has replaced its program; as a thread it was called this before.
     Exec(Pid),
-    /// It has just begun to be traced.
-    Began,
-    /// It was stopped by a job-control signal.
-    GroupStop,
-    /// It is about to receive a signal.
+    /// It is about to receive a signal, or has been stopped by one that stops its whole group; a
+    /// group stop of a traced program is not kept up.
     Signal(i32),
 }
 
@@ -93,18 +90,6 @@ pub enum CallInfo {
     Other,
 }
 
-/// Begins to trace `child`, and whatever it will fork; all of them die with the tracer.
-pub fn seize(child: Pid) -> nix::Result<()> {
-    let options = Options::PTRACE_O_EXITKILL
-        | Options::PTRACE_O_TRACESYSGOOD
-        | Options::PTRACE_O_TRACESECCOMP
-        | Options::PTRACE_O_TRACEFORK
-        | Options::PTRACE_O_TRACEVFORK
-        | Options::PTRACE_O_TRACECLONE
-        | Options::PTRACE_O_TRACEEXEC;
-    ptrace::seize(child, options)
-}
-
 /// Waits for the next event among the children and tracees of this thread.
 pub fn wait() -> io::Result<Event> {
     let mut status = 0;
@@ -133,8 +118,6 @@ fn event(tid: Pid, status: i32) -> Event {
             Reason::NewChild(stopped.message())
         }
         libc::PTRACE_EVENT_EXEC => Reason::Exec(stopped.message()),
-        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Reason::Began,
-        libc::PTRACE_EVENT_STOP => Reason::GroupStop,
         _ if signal == libc::SIGTRAP | 0x80 => Reason::CallDone,
         _ => Reason::Signal(signal),
     };
@@ -142,6 +125,18 @@ fn event(tid: Pid, status: i32) -> Event {
 }
 
 impl Stopped {
+    /// Says which events stop it, and whatever it will fork; all of them die with the tracer.
+    pub fn follow(&self) -> Result<()> {
+        let options = Options::PTRACE_O_EXITKILL
+            | Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_TRACESECCOMP
+            | Options::PTRACE_O_TRACEFORK
+            | Options::PTRACE_O_TRACEVFORK
+            | Options::PTRACE_O_TRACECLONE
+            | Options::PTRACE_O_TRACEEXEC;
+        Ok(ptrace::setoptions(self.tid, options)?)
+    }
+
     /// Its id.
     #[must_use]
     pub fn tid(&self) -> Pid {
@@ -280,11 +275,6 @@ impl Stopped {
             Run::ToExit => libc::PTRACE_SYSCALL,
         };
         self.request(request, signal)
-    }
-
-    /// Leaves it in its group stop, but listens for what wakes it.
-    pub fn listen(self) -> Result<()> {
-        self.request(libc::PTRACE_LISTEN, 0)
     }
 
     fn request(&self, request: libc::c_uint, data: i32) -> Result<()> {

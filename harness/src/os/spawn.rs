@@ -2,16 +2,16 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
 use nix::unistd::Pid;
 
-use super::process::fork_briefly;
-use super::ptrace;
 use super::seccomp::Filter;
 
 /// A program ready to be started.
@@ -34,14 +34,15 @@ pub struct Pipes {
     stdout_in: PipeWriter,
     stderr: PipeReader,
     stderr_in: PipeWriter,
-    /// Lets the child go on once it is traced.
-    go: PipeReader,
-    go_in: PipeWriter,
-    /// Says why the program could not be started.
-    failed: PipeReader,
-    failed_in: PipeWriter,
     null: File,
+    /// The stack of a child until it has executed its program.
+    stack: Vec<u8>,
+    /// Why the last program could not be started, if it could not.
+    failed: AtomicI32,
 }
+
+/// The child's part takes some hundred bytes of stack, a sandbox some thousand.
+const STACK_BYTES: usize = 256 << 10;
 
 /// Which output of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +58,7 @@ impl Pipes {
     pub fn new() -> io::Result<Self> {
         let (stdout, stdout_in) = io::pipe()?;
         let (stderr, stderr_in) = io::pipe()?;
-        let (go, go_in) = io::pipe()?;
-        let (failed, failed_in) = io::pipe()?;
-        for pipe in [&stdout, &stderr, &failed] {
+        for pipe in [&stdout, &stderr] {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         }
         // A program that prints more than a pipe takes waits for the next tick of the alarm.
@@ -67,7 +66,8 @@ impl Pipes {
             let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(1 << 20));
         }
         let null = File::open("/dev/null")?;
-        Ok(Self { stdout, stdout_in, stderr, stderr_in, go, go_in, failed, failed_in, null })
+        let (stack, failed) = (vec![0; STACK_BYTES], AtomicI32::new(0));
+        Ok(Self { stdout, stdout_in, stderr, stderr_in, null, stack, failed })
     }
 
     /// Reads what a program has printed; `false` when there is nothing more for now.
@@ -76,7 +76,7 @@ impl Pipes {
             Stream::Out => &mut self.stdout,
             Stream::Err => &mut self.stderr,
         };
-        let mut part = [0; 1 << 14];
+        let mut part = [0; 2048];
         match pipe.read(&mut part) {
             Ok(count) => {
                 buffer.extend_from_slice(&part[..count]);
@@ -90,10 +90,9 @@ impl Pipes {
 
     /// Why the last program could not be started, if it could not.
     pub fn start_error(&mut self) -> Option<Errno> {
-        let mut number = [0; 4];
-        match self.failed.read(&mut number) {
-            Ok(4) => Some(Errno::from_raw(i32::from_le_bytes(number))),
-            _ => None,
+        match self.failed.swap(0, Ordering::Relaxed) {
+            0 => None,
+            number => Some(Errno::from_raw(number)),
         }
     }
 
@@ -114,29 +113,34 @@ pub enum Trace<'a> {
 }
 
 /// Starts `program` in a process group of its own. `confine` runs in the child first.
+///
+/// The child borrows our memory until it has executed the program, and we wait for that: copying
+/// the memory, as fork does, would cost more than many a program's whole run.
 pub fn spawn(
     program: &Program,
     pipes: &mut Pipes,
     trace: Trace<'_>,
     confine: impl FnOnce() -> nix::Result<()>,
 ) -> io::Result<Pid> {
-    // All memory is allocated before the fork; the child only makes system calls.
     let arguments = pointers(&program.arguments);
     let environment = pointers(&program.environment);
-    let child = fork_briefly(|| {
-        let error = start(program, pipes, trace, confine, &arguments, &environment);
-        let _ = (&pipes.failed_in).write_all(&(error as i32).to_le_bytes());
-        127
-    })?;
-    if let Trace::With(_) = trace {
-        if let Err(error) = ptrace::seize(child) {
-            let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
-            super::process::wait_for(child)?;
-            return Err(error.into());
-        }
-        pipes.go_in.write_all(&[1])?;
-    }
-    Ok(child)
+    let mut stack = std::mem::take(&mut pipes.stack);
+    let mut confine = Some(confine);
+    let child = {
+        let pipes = &*pipes;
+        let body = Box::new(|| {
+            let Some(confine) = confine.take() else { return 127 };
+            let error = start(program, pipes, trace, confine, &arguments, &environment);
+            pipes.failed.store(error as i32, Ordering::Relaxed);
+            127
+        });
+        let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+        // SAFETY: this thread is suspended until the child has executed or ended, so the two never
+        // use the memory at once; the child has a stack of its own, which lives until then.
+        unsafe { nix::sched::clone(body, &mut stack, flags, Some(libc::SIGCHLD)) }
+    };
+    pipes.stack = stack;
+    Ok(child?)
 }
 
 /// The child's part; returns only when it failed.
@@ -149,9 +153,6 @@ fn start(
     environment: &[*const libc::c_char],
 ) -> Errno {
     let prepare = || -> nix::Result<()> {
-        if let Trace::With(_) = trace {
-            nix::unistd::read(&pipes.go, &mut [0])?;
-        }
         nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         reset_signals()?;
@@ -162,7 +163,10 @@ fn start(
         nix::unistd::chdir(program.directory.as_c_str())?;
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
         match trace {
-            Trace::With(filter) => filter.load(),
+            Trace::With(filter) => {
+                nix::sys::ptrace::traceme()?;
+                filter.load()
+            }
             Trace::Not => Ok(()),
         }
     };

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Saves by redirecting into a temp file and moving it into place.
 set -e
+# shellcheck source=targets/shell/state.sh
 . "$(dirname "$0")/state.sh"
 
 version=1

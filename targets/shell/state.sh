@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2034
 # The state that the shell subjects save, some 600 bytes of JSON, a line a write.
 VERSIONS=4
 

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::runner;
 use crate::error::{Context, Error, Result};
 use crate::os::process::{self, Ended};
@@ -14,41 +16,26 @@ use crate::subject::Command;
 /// The checks of one subject, ready to be run.
 pub struct Checks {
     command: Option<Shell>,
-    #[cfg(feature = "schema")]
-    schema: Option<jsonschema::Validator>,
-    #[cfg(feature = "invariant")]
-    invariants: Vec<(String, cel::Program)>,
+    json: Vec<Box<dyn JsonCheck>>,
+}
+
+/// A check of one state file, read as JSON.
+trait JsonCheck {
+    /// Which check it is.
+    fn kind(&self) -> CheckKind;
+    /// What is wrong; `None` if nothing is.
+    fn complaint(&self, state: &Value) -> Option<String>;
 }
 
 impl Checks {
     /// Reads and compiles them.
     pub fn new(command: &Command, root: &Path, sandbox: Option<&Sandbox>) -> Result<Self> {
-        #[cfg(not(feature = "schema"))]
-        if command.schema.is_some() {
-            return Err(
-                Error::usage("--schema is not built in").help("build with --features schema")
-            );
-        }
-        #[cfg(not(feature = "invariant"))]
-        if !command.invariants.is_empty() {
-            return Err(
-                Error::usage("--invariant is not built in").help("build with --features invariant")
-            );
-        }
+        let shell = command.check.as_ref();
+        let schema = command.schema.iter().map(|path| schema(path));
+        let invariants = command.invariants.iter().map(|text| invariant(text));
         Ok(Self {
-            command: command
-                .check
-                .as_ref()
-                .map(|text| Shell::new(text, command, root, sandbox))
-                .transpose()?,
-            #[cfg(feature = "schema")]
-            schema: command.schema.as_deref().map(schema).transpose()?,
-            #[cfg(feature = "invariant")]
-            invariants: command
-                .invariants
-                .iter()
-                .map(|text| invariant(text))
-                .collect::<Result<_>>()?,
+            command: shell.map(|text| Shell::new(text, command, root, sandbox)).transpose()?,
+            json: schema.chain(invariants).collect::<Result<_>>()?,
         })
     }
 
@@ -64,45 +51,54 @@ impl Checks {
         let mut checks = Vec::new();
         for (path, content) in &survivor.files {
             let Content::Bytes(bytes) = content else { continue };
-            let value = serde_json::from_slice::<serde_json::Value>(bytes);
-            #[cfg(feature = "schema")]
-            if let Some(schema) = &self.schema {
-                let complaint = match &value {
-                    Ok(value) => schema.iter_errors(value).next().map(|error| {
-                        format!("{}: {error} at `{}`", path.display(), error.instance_path())
-                    }),
-                    Err(error) => Some(format!("{}: no JSON: {error}", path.display())),
-                };
-                checks.push(Check { kind: CheckKind::Schema, complaint });
+            if self.json.is_empty() {
+                continue;
             }
-            #[cfg(feature = "invariant")]
-            for (text, program) in &self.invariants {
-                let complaint = match &value {
-                    Ok(value) => holds(text, program, value),
+            let state = serde_json::from_slice(bytes);
+            for check in &self.json {
+                let complaint = match &state {
+                    Ok(state) => check.complaint(state),
                     Err(error) => Some(format!("no JSON: {error}")),
                 };
                 let complaint = complaint.map(|why| format!("{}: {why}", path.display()));
-                checks.push(Check { kind: CheckKind::Invariant, complaint });
+                checks.push(Check { kind: check.kind(), complaint });
             }
-            let _ = (path, value);
         }
         checks
     }
 }
 
 #[cfg(feature = "schema")]
-fn schema(path: &Path) -> Result<jsonschema::Validator> {
+fn schema(path: &Path) -> Result<Box<dyn JsonCheck>> {
     let wrong =
         |why: String| Error::usage(format!("cannot use the schema {}: {why}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
     let value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    jsonschema::validator_for(&value).map_err(|error| wrong(error.to_string()))
+    let schema = jsonschema::validator_for(&value).map_err(|error| wrong(error.to_string()))?;
+    Ok(Box::new(schema))
+}
+
+#[cfg(not(feature = "schema"))]
+fn schema(_path: &Path) -> Result<Box<dyn JsonCheck>> {
+    Err(Error::usage("--schema is not built in").help("build with --features schema"))
+}
+
+#[cfg(feature = "schema")]
+impl JsonCheck for jsonschema::Validator {
+    fn kind(&self) -> CheckKind {
+        CheckKind::Schema
+    }
+
+    fn complaint(&self, state: &Value) -> Option<String> {
+        let error = self.iter_errors(state).next()?;
+        Some(format!("{error} at `{}`", error.instance_path()))
+    }
 }
 
 #[cfg(feature = "invariant")]
-fn invariant(text: &str) -> Result<(String, cel::Program)> {
+fn invariant(text: &str) -> Result<Box<dyn JsonCheck>> {
     match cel::Program::compile(text) {
-        Ok(program) => Ok((text.to_owned(), program)),
+        Ok(program) => Ok(Box::new(Invariant { text: text.to_owned(), program })),
         Err(error) => {
             Err(Error::usage(format!("`--invariant {text}` is not a CEL expression: {error}"))
                 .help("an example is `state.peak >= state.balance`"))
@@ -110,18 +106,36 @@ fn invariant(text: &str) -> Result<(String, cel::Program)> {
     }
 }
 
-/// Why an expression does not hold; `None` if it does.
+#[cfg(not(feature = "invariant"))]
+fn invariant(_text: &str) -> Result<Box<dyn JsonCheck>> {
+    Err(Error::usage("--invariant is not built in").help("build with --features invariant"))
+}
+
+/// A CEL expression over `state`.
 #[cfg(feature = "invariant")]
-fn holds(text: &str, program: &cel::Program, state: &serde_json::Value) -> Option<String> {
-    let mut context = cel::Context::default();
-    if let Err(error) = context.add_variable("state", state) {
-        return Some(format!("`{text}` can't be tried: {error}"));
+struct Invariant {
+    text: String,
+    program: cel::Program,
+}
+
+#[cfg(feature = "invariant")]
+impl JsonCheck for Invariant {
+    fn kind(&self) -> CheckKind {
+        CheckKind::Invariant
     }
-    match program.execute(&context) {
-        Ok(cel::Value::Bool(true)) => None,
-        Ok(cel::Value::Bool(false)) => Some(format!("`{text}` does not hold")),
-        Ok(other) => Some(format!("`{text}` is no truth value but {:?}", other.type_of())),
-        Err(error) => Some(format!("`{text}` fails: {error}")),
+
+    fn complaint(&self, state: &Value) -> Option<String> {
+        let text = &self.text;
+        let mut context = cel::Context::default();
+        if let Err(error) = context.add_variable("state", state) {
+            return Some(format!("`{text}` can't be tried: {error}"));
+        }
+        match self.program.execute(&context) {
+            Ok(cel::Value::Bool(true)) => None,
+            Ok(cel::Value::Bool(false)) => Some(format!("`{text}` does not hold")),
+            Ok(other) => Some(format!("`{text}` is no truth value but {:?}", other.type_of())),
+            Err(error) => Some(format!("`{text}` fails: {error}")),
+        }
     }
 }
 

@@ -5,10 +5,11 @@
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
+use crashtest::fault::FaultKind;
 use crashtest::inject;
 use crashtest::lab::Lab;
 use crashtest::os::process;
-use crashtest::plan::{FaultKind, Granularity, Planner, Seed};
+use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -45,7 +46,8 @@ fn native(c: &mut Criterion) {
     let command = Command { argv: vec![program.clone()], ..Command::default() };
     let subject = Subject::Command(Box::new(command));
     let planner = |sites| Planner::new(Seed(1), 0, FaultKind::Kill, Granularity::Byte, sites);
-    let prepared = prepare::prepare("subject", &subject, &lab, planner).expect("it works");
+    let prepared =
+        prepare::prepare("subject", &subject, &lab, FaultKind::Kill, planner).expect("it works");
     let room = lab.room(0).expect("there is room");
     let mut injector = inject::for_subject(&prepared, &room).expect("it can be followed");
     let mut n = 0;

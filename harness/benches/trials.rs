@@ -6,9 +6,10 @@ use std::fs;
 use std::hint::black_box;
 use std::path::Path;
 
+use crashtest::fault::FaultKind;
 use crashtest::inject::{Injector, builtin, builtin_recorder};
 use crashtest::os::process;
-use crashtest::plan::{FaultKind, Granularity, Planner, Seed, Sites};
+use crashtest::plan::{Granularity, Planner, Seed, Sites};
 use crashtest::subject::BuiltIn;
 use crashtest_targets::Strategy;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

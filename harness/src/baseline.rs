@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::fault::FaultKind;
 use crate::history::{History, Repeats};
 use crate::inject::checks::{Checks, Said, Shell};
 use crate::inject::command::no_sites;
@@ -13,7 +14,7 @@ use crate::inject::recorder::Recorder;
 use crate::inject::runner::{self, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
-use crate::model::{Files, Node};
+use crate::model::{Files, Node, NotModelled};
 use crate::op::{Effect, Trace};
 use crate::os::process::Ended;
 use crate::outcome::{Content, Survivor};
@@ -44,6 +45,7 @@ pub fn learn(
     name: &str,
     command: &Command,
     lab: &Lab,
+    fault: FaultKind,
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     check_options(command)?;
@@ -52,13 +54,18 @@ pub fn learn(
     let first = unbroken(name, command, &mut rooms[0])?;
     let mut notes = Vec::new();
     let state = choose_state(name, command, &first, &mut notes)?;
-    let learned = history(name, &first, &state)?;
     let second = unbroken(name, command, &mut rooms[1])?;
-    let mut history = learned;
-    match self::history(name, &second, &state) {
-        Ok(again) => history.confirm(&again),
-        Err(_) => history.repeats = Repeats::No,
-    }
+    let history = match (history(&first, &state), history(&second, &state)) {
+        (Ok(mut one), Ok(again)) => {
+            one.confirm(&again);
+            one
+        }
+        (Err(why), _) | (_, Err(why)) if fault == FaultKind::KillAfter => {
+            notes.push(format!("its calls do not explain what it leaves ({why})"));
+            ends(&first, &state)
+        }
+        (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
+    };
     note_repeats(&history, &first, &second, &mut notes);
     note_unfollowed(&second, &mut notes);
     let learned = Learned {
@@ -74,7 +81,7 @@ pub fn learn(
     let duration =
         if second.serves { second.duration } else { plain_duration(name, &mut rooms[1])? };
     let sites = Sites::of(&second.trace, duration);
-    if sites.sites.is_empty() {
+    if sites.sites.is_empty() && fault != FaultKind::KillAfter {
         return Err(no_sites(name));
     }
     let planner = planner(sites.clone());
@@ -185,10 +192,6 @@ fn sound(
         let said = if words.is_empty() { String::new() } else { format!("; it says: {words}") };
         Err(Error::baseline(format!("the unbroken run of `{name}` {what}{said}")))
     };
-    if recorder.unfollowed.contains(&Unfollowed::ForeignCode) {
-        return Err(Error::baseline(format!("`{name}` runs 32-bit code, which can't be followed"))
-            .help("--timing kills it without following it"));
-    }
     if recorder.overflowed() {
         let mib = limits.data_bytes >> 20;
         return Err(Error::baseline(format!("`{name}` writes more than {mib} MiB in one run"))
@@ -300,24 +303,15 @@ fn too_large(survivor: &Survivor) -> Option<(&PathBuf, &String)> {
     })
 }
 
-/// Learns the versions, and makes sure that the trace explains what is really there.
-fn history(name: &str, run: &Unbroken, state: &StateFiles) -> Result<History> {
-    let unexplained = |why: String| {
-        let mapped = run.trace.ops.iter().any(|op| op.call == crate::op::Call::MapShared);
-        let help = if mapped {
-            "it writes its state through a shared mapping, which can't be cut; --timing kills it \
-             without following it, and --check says what is sound"
-        } else {
-            "--timing kills it without following it, and --check says what is sound"
-        };
-        Err(Error::baseline(format!("the calls of `{name}` do not explain what it leaves: {why}"))
-            .help(help))
-    };
+/// Learns the versions, and makes sure that the trace explains what is really there; if it does
+/// not, says why.
+fn history(run: &Unbroken, state: &StateFiles) -> std::result::Result<History, String> {
+    if run.unfollowed.contains(&Unfollowed::ForeignCode) {
+        return Err("it runs 32-bit code, which can't be followed".to_owned());
+    }
     let is_state = |path: &Path| state.contains(path);
-    let history = match History::learn(&run.trace, &run.before, &is_state) {
-        Ok(history) => history,
-        Err(why) => return unexplained(why.0),
-    };
+    let history =
+        History::learn(&run.trace, &run.before, &is_state).map_err(|NotModelled(why)| why)?;
     if run.serves {
         // It was ended in the middle of something: what is there now is of no version.
         return Ok(history);
@@ -331,13 +325,40 @@ fn history(name: &str, run: &Unbroken, state: &StateFiles) -> Result<History> {
             Content::Other(_) => false,
         };
         if !explained {
-            return unexplained(format!("{} holds other bytes", path.display()));
+            return Err(format!("{} holds other bytes", path.display()));
         }
     }
     match last.keys().find(|path| !run.after.files.contains_key(*path)) {
-        Some(path) => unexplained(format!("{} is not there", path.display())),
+        Some(path) => Err(format!("{} is not there", path.display())),
         None => Ok(history),
     }
+}
+
+/// All that is known of a run that can't be followed: how it began and how it ended. There may be
+/// versions between, so that only certain damage is seen.
+fn ends(run: &Unbroken, state: &StateFiles) -> History {
+    let before = run
+        .before
+        .paths()
+        .filter(|path| state.contains(path))
+        .filter_map(|path| Some((path.to_owned(), run.before.bytes(path)?.to_vec())));
+    let after = run.after.files.iter().filter_map(|(path, content)| match content {
+        Content::Bytes(bytes) if state.contains(path) => Some((path.clone(), bytes.clone())),
+        Content::Bytes(_) | Content::Other(_) => None,
+    });
+    History::of_ends(before.collect(), after.collect())
+}
+
+fn unexplained(name: &str, run: &Unbroken, why: &str) -> Error {
+    let mapped = run.trace.ops.iter().any(|op| op.call == crate::op::Call::MapShared);
+    let error =
+        Error::baseline(format!("the calls of `{name}` do not explain what it leaves: {why}"));
+    error.help(if mapped {
+        "it writes its state through a shared mapping, which can't be cut; --timing kills it \
+         without following it, and --check says what is sound"
+    } else {
+        "--timing kills it without following it, and --check says what is sound"
+    })
 }
 
 fn note_repeats(history: &History, first: &Unbroken, second: &Unbroken, notes: &mut Vec<String>) {

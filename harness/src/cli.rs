@@ -49,7 +49,7 @@ pub struct Run {
     /// What draws everything that is drawn [default: a new one, which is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Trials of each subject [default: the scenario's; fewer for slow programs]
+    /// Trials of each subject [default: the scenario's; of a program at most 500]
     #[arg(long, value_name = "N")]
     pub trials: Option<u64>,
     /// Where faults may strike [default: the scenario's]

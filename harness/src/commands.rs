@@ -10,8 +10,9 @@ use crate::cli::{self, Cli, GranularityArg, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
+use crate::fault::FaultKind;
 use crate::os::signals;
-use crate::plan::{FaultKind, Granularity, Seed};
+use crate::plan::{Granularity, Seed};
 use crate::replay;
 use crate::report::{self, table};
 use crate::results::{self, RunDirectory};
@@ -20,6 +21,9 @@ use crate::scenario::{EMBEDDED, Scenario};
 use crate::subject::{Command, Limits, Subject};
 use crate::suggest;
 use crate::verdict::Promise;
+
+/// Trials of a program, which may take long to start, unless the user says otherwise.
+const PROGRAM_TRIALS: u64 = 500;
 
 /// Does what the command line asks for.
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
@@ -147,7 +151,12 @@ fn request(options: &cli::Run) -> Result<Request> {
         }
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };
-    let trials = options.trials.unwrap_or(scenario.trials);
+    let usual = if options.program.is_empty() {
+        scenario.trials
+    } else {
+        scenario.trials.min(PROGRAM_TRIALS)
+    };
+    let trials = options.trials.unwrap_or(usual);
     if trials == 0 {
         return Err(Error::usage("no trials were asked for").help("give --trials 1 or more"));
     }

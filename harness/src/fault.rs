@@ -24,6 +24,18 @@ pub enum Fault {
     },
 }
 
+/// What kind of fault a run injects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// SIGKILL at bytes and op boundaries.
+    Kill,
+    /// Writes that return early; the subject goes on.
+    ShortWrite,
+    /// SIGKILL after a random time, without tracing.
+    KillAfter,
+}
+
 /// A place in a run: an op, and where in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Strike {
@@ -96,6 +108,16 @@ pub enum Struck {
 }
 
 impl Fault {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Self::Kill(_) => FaultKind::Kill,
+            Self::ShortWrite(_) => FaultKind::ShortWrite,
+            Self::KillAfter { .. } => FaultKind::KillAfter,
+        }
+    }
+
     /// Whether Linux itself can leave what this fault leaves.
     #[must_use]
     pub fn nature(&self) -> Nature {

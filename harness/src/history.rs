@@ -86,6 +86,17 @@ impl History {
         Self { versions, owed, repeats: Repeats::Exactly }
     }
 
+    /// A history of which only the first and the last version are known.
+    #[must_use]
+    pub fn of_ends(before: BTreeMap<PathBuf, Vec<u8>>, after: BTreeMap<PathBuf, Vec<u8>>) -> Self {
+        let states = |files: BTreeMap<PathBuf, Vec<u8>>| {
+            let reference = |bytes| Arc::new(Reference { bytes, template: None });
+            files.into_iter().map(|(path, bytes)| (path, reference(bytes))).collect()
+        };
+        let versions = vec![states(before), states(after)];
+        Self { versions, owed: vec![0], repeats: Repeats::No }
+    }
+
     /// Compares with a second run and makes templates where the bytes differ.
     pub fn confirm(&mut self, second: &Self) {
         if self.versions.len() != second.versions.len() || self.owed != second.owed {

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Fault, Nature, Point, Strike};
+use crate::fault::{Fault, FaultKind, Nature, Point, Strike};
 use crate::op::{ByteOffset, Call, Effect, OpIndex, Trace};
 
 /// The page size at which Linux cuts a killed write.
@@ -30,18 +30,6 @@ pub enum Granularity {
     Page,
     /// At op boundaries only.
     Op,
-}
-
-/// What kind of fault a run injects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FaultKind {
-    /// SIGKILL at bytes and op boundaries.
-    Kill,
-    /// Writes that return early; the subject goes on.
-    ShortWrite,
-    /// SIGKILL after a random time, without tracing.
-    KillAfter,
 }
 
 /// One op of the unbroken run at which a fault can strike.

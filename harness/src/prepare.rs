@@ -7,17 +7,20 @@ use crashtest_targets::{STATE_FILE, Strategy};
 
 use crate::baseline;
 use crate::error::{Context, Error, Result};
+use crate::fault::FaultKind;
 use crate::inject::builtin_recorder;
 use crate::lab::{self, Lab};
 use crate::model::{Files, Node};
 use crate::plan::{Planner, Sites};
 use crate::subject::{BuiltIn, Kind, Prepared, Subject};
 
-/// Runs the subject unbroken; `planner` makes the planner from its sites.
+/// Runs the subject unbroken, so that a fault of this kind can strike it; `planner` makes the planner
+/// from its sites.
 pub fn prepare(
     name: &str,
     subject: &Subject,
     lab: &Lab,
+    fault: FaultKind,
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     match subject {
@@ -26,7 +29,7 @@ pub fn prepare(
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
             built_in(name, BuiltIn::new(strategy, *saves, *state_bytes), lab, planner)
         }
-        Subject::Command(command) => baseline::learn(name, command, lab, planner),
+        Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
     }
 }
 

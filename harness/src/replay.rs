@@ -13,7 +13,7 @@ use crate::inject;
 use crate::lab::Lab;
 use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome};
-use crate::plan::{FaultKind, Granularity, Planner, Seed};
+use crate::plan::{Granularity, Planner, Seed};
 use crate::prepare;
 use crate::results::{self, Kept};
 use crate::trial::Trial;
@@ -66,8 +66,9 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let (kept, survivor) = results::find_kept(root, id)?;
     let lab = Lab::new(None)?;
     // The fault is given: nothing is planned and nothing is drawn.
-    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Op, sites);
-    let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, planner)?;
+    let kind = kept.trial.fault.kind();
+    let planner = |sites| Planner::new(Seed(0), 0, kind, Granularity::Byte, sites);
+    let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, kind, planner)?;
     let directory = match keep {
         Some(directory) => {
             fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;

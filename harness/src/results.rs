@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
+use crate::fault::FaultKind;
 use crate::fault::Injection;
 use crate::outcome::{Content, Outcome};
-use crate::plan::{FaultKind, Granularity, Seed, Sites};
+use crate::plan::{Granularity, Seed, Sites};
 use crate::record::Record;
 use crate::scenario::Scenario;
 use crate::subject::Subject;

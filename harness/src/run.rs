@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::books::{Books, Todo};
 use crate::error::{Context, Error, Result};
+use crate::fault::FaultKind;
 use crate::lab::{self, Lab};
 use crate::model::Files;
 use crate::op::Trace;
-use crate::plan::{FaultKind, Granularity, Planner, Seed};
+use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
 use crate::prepare;
 use crate::progress::Progress;
@@ -66,7 +67,7 @@ pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
     let mut prepared = Vec::new();
     for (stream, (name, subject)) in request.subjects.iter().enumerate() {
-        let mut one = prepare::prepare(name, subject, &lab, |sites| {
+        let mut one = prepare::prepare(name, subject, &lab, request.fault, |sites| {
             let (kind, granularity) = (request.fault, request.granularity);
             Planner::new(request.seed, stream as u64, kind, granularity, sites)
         })?;

@@ -7,7 +7,8 @@ use crashtest_targets::{STATE_BYTES_MAX, STATE_BYTES_MIN, Strategy};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::plan::{FaultKind, Granularity};
+use crate::fault::FaultKind;
+use crate::plan::Granularity;
 use crate::suggest;
 use crate::tally::Tally;
 use crate::verdict::Promise;

@@ -140,6 +140,10 @@ fn a_shared_mapping_is_named_and_never_passed_over() {
     let results = tempfile::tempdir().unwrap();
     let found = run(results.path(), &["run", "--trials", "20", "--", &program]);
     assert_refused(&found, 3, &["mmap of state.json", "shared mapping", "--timing"]);
+    let (_, report) = report(results.path(), &["--timing", "--trials", "40", "--", &program]);
+    let row = &report["subjects"][0];
+    assert!(row["notes"].to_string().contains("mmap of state.json"), "{row:#}");
+    assert!(row["tally"]["inconclusive"]["not-reached"].as_u64() < Some(40), "{row:#}");
 }
 
 #[test]

@@ -8,13 +8,14 @@ use std::fs;
 use std::path::Path;
 
 use common::{compiled, node, python, targets};
+use crashtest::fault::FaultKind;
 use crashtest::fault::{Fault, Injection, Point, Strike};
 use crashtest::inject;
 use crashtest::lab::Lab;
 use crashtest::model::{Files, Node};
 use crashtest::op::Trace;
 use crashtest::os::process::{self, Ended};
-use crashtest::plan::{FaultKind, Granularity, Planner, Seed};
+use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
 
@@ -64,7 +65,7 @@ fn plain_name(path: &Path) -> String {
 fn check(subject: &Subject) {
     let lab = Lab::new(None).unwrap();
     let planner = |sites| Planner::new(Seed(3), 0, FaultKind::Kill, Granularity::Byte, sites);
-    let prepared = prepare::prepare("subject", subject, &lab, planner).unwrap();
+    let prepared = prepare::prepare("subject", subject, &lab, FaultKind::Kill, planner).unwrap();
     let mut injector = inject::for_subject(&prepared, &lab.room(0).unwrap()).unwrap();
     for n in 0..OFFSETS {
         let fault = prepared.planner.fault(n).unwrap();

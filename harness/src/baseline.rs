@@ -6,24 +6,23 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
-use crate::history::{History, Repeats};
+use crate::history::{History, Order, Repeats};
 use crate::inject::checks::{Checks, Said, Shell};
 use crate::inject::command::no_sites;
 use crate::inject::output::AckCounter;
 use crate::inject::recorder::Recorder;
-use crate::inject::runner::{self, Plain, Runner};
+use crate::inject::runner::{self, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
-use crate::model::{Files, Node, NotModelled};
+use crate::model::{self, Files, Node, NotModelled};
 use crate::op::{Effect, Trace};
 use crate::os::process::Ended;
+use crate::os::signals;
 use crate::outcome::{Content, Survivor};
 use crate::plan::{Planner, Sites};
 use crate::state_files::{self, StateFiles};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
 
-/// How long what a program left running may go on after it in the unbroken run.
-const GRACE: Duration = Duration::from_millis(500);
 /// A trial may take this much longer than the unbroken run, and then some.
 const TRIAL_FACTOR: u32 = 10;
 const TRIAL_AT_LEAST: Duration = Duration::from_secs(2);
@@ -34,6 +33,8 @@ struct Unbroken {
     before: Files,
     after: Survivor,
     unfollowed: BTreeSet<Unfollowed>,
+    /// How many threads changed files.
+    writers: usize,
     duration: Duration,
     /// It did not end by itself, and was ended after its acks.
     serves: bool,
@@ -58,6 +59,9 @@ pub fn learn(
     let history = match (history(&first, &state), history(&second, &state)) {
         (Ok(mut one), Ok(again)) => {
             one.confirm(&again);
+            if first.writers.max(second.writers) > 1 {
+                one.order = Order::Open;
+            }
             one
         }
         (Err(why), _) | (_, Err(why)) if fault == FaultKind::KillAfter => {
@@ -118,6 +122,9 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
     let mut recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
     let started = Instant::now();
     let ran = runner.traced(&mut recorder, None, limits.timeout(), GRACE)?;
+    if signals::interrupted() {
+        return Err(Error::interrupted());
+    }
     let words = runner.output.last_words();
     let serves = recorder.had_enough_acks() && ran.how == How::Enough;
     sound(name, command, &ran, &recorder, serves, &words)?;
@@ -137,6 +144,7 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         before,
         after,
         unfollowed: recorder.unfollowed,
+        writers: recorder.writers.len(),
         duration: duration.saturating_sub(waited),
         serves,
         stragglers: ran.stragglers,
@@ -261,7 +269,7 @@ fn choose_state(
             error.help(format!("it leaves {}", found.join(", ")))
         });
     }
-    let (state, companions) = state_files::choose(&changed);
+    let (state, companions) = state_files::choose(&changed, &passing(&run.trace));
     if state.is_empty() {
         return Err(no_sites(name));
     }
@@ -274,6 +282,20 @@ fn choose_state(
     }
     notes.push(note);
     Ok(StateFiles::Found(state))
+}
+
+/// Names that are no state by what is done with them: what is renamed away, and what a symbolic
+/// link leads to.
+fn passing(trace: &Trace) -> BTreeSet<PathBuf> {
+    let names = trace.ops.iter().filter(|op| op.succeeded()).filter_map(|op| match &op.effect {
+        Effect::Rename { from, .. } => Some(from.clone()),
+        Effect::Symlink { target, path } => {
+            let directory = path.parent().unwrap_or(Path::new(""));
+            Some(model::plain(&directory.join(target)))
+        }
+        _ => None,
+    });
+    names.collect()
 }
 
 /// The files that a run has left changed.

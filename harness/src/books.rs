@@ -39,8 +39,9 @@ impl Todo {
     /// Hands out the next trials in a row, at most `count` of them.
     pub fn next(&mut self, count: u64) -> Option<Range> {
         let start = self.from + self.done[self.from..].iter().position(|done| !done)?;
-        let run = self.done[start..].iter().take_while(|done| !**done).count() as u64;
-        let count = run.min(count.max(1));
+        let wanted = usize::try_from(count.max(1)).unwrap_or(usize::MAX);
+        let free = self.done[start..].iter().take(wanted).take_while(|done| !**done);
+        let count = free.count() as u64;
         self.from = start + usize::try_from(count).unwrap_or(usize::MAX);
         Some(Range { start: start as u64, count })
     }

@@ -118,6 +118,11 @@ pub struct About {
     /// than once
     #[arg(long, value_name = "EXPR", requires = "program")]
     pub invariant: Vec<String>,
+    /// Promises to judge, separated by commas: atomic, durable, checked, recoverable, tidy; for a
+    /// format that may be half written because its load repairs it, leave out atomic
+    /// [default: the scenario's, as far as the other options let them be judged]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "program")]
+    pub promise: Vec<String>,
     /// Directory that is copied into each trial directory first
     #[arg(long, value_name = "DIR", requires = "program")]
     pub init: Option<PathBuf>,

@@ -25,6 +25,11 @@ use crate::verdict::Promise;
 /// Trials of a program, which may take long to start, unless the user says otherwise.
 const PROGRAM_TRIALS: u64 = 500;
 
+/// The most trials of one subject; their numbers are kept in memory.
+const TRIALS_MAX: u64 = 10_000_000;
+/// The most bytes of state that a built-in saves in one trial; all versions are kept in memory.
+const SAVED_BYTES_MAX: u64 = 1 << 30;
+
 /// Does what the command line asks for.
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
@@ -67,7 +72,10 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
         eprintln!(
             "crashtest {}: {}; seed {}, {} trials of each of {}",
             request.scenario.name,
-            request.scenario.about,
+            match request.fault {
+                FaultKind::KillAfter => "SIGKILL after a random time, with no tracing",
+                FaultKind::Kill | FaultKind::ShortWrite => request.scenario.about.as_str(),
+            },
             request.seed.0,
             request.trials,
             request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
@@ -110,6 +118,7 @@ fn request(options: &cli::Run) -> Result<Request> {
         directory: options.dir.clone(),
         results: options.results.root.clone(),
         quiet: options.quiet || options.json,
+        verbose: options.verbose,
     };
     let command_line = std::env::args().collect();
     if let Some(name) = &options.resume {
@@ -149,6 +158,9 @@ fn request(options: &cli::Run) -> Result<Request> {
         if command.recover.is_none() {
             promises.remove(&Promise::Recoverable);
         }
+        if !options.about.promise.is_empty() {
+            promises = chosen(&options.about.promise, &command, own)?;
+        }
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };
     let usual = if options.program.is_empty() {
@@ -157,6 +169,10 @@ fn request(options: &cli::Run) -> Result<Request> {
         scenario.trials.min(PROGRAM_TRIALS)
     };
     let trials = options.trials.unwrap_or(usual);
+    if trials > TRIALS_MAX {
+        return Err(Error::usage(format!("{trials} trials are too many"))
+            .help(format!("give --trials at most {TRIALS_MAX}")));
+    }
     if trials == 0 {
         return Err(Error::usage("no trials were asked for").help("give --trials 1 or more"));
     }
@@ -180,6 +196,28 @@ fn request(options: &cli::Run) -> Result<Request> {
         place,
         resume: None,
     })
+}
+
+/// The promises that the user chose, if there is what it takes to judge them.
+fn chosen(names: &[String], command: &Command, own: bool) -> Result<BTreeSet<Promise>> {
+    let known = [
+        (Promise::Atomic, true, ""),
+        (Promise::Durable, command.ack.is_some(), "--ack"),
+        (Promise::Checked, own, "--check, --schema or --invariant"),
+        (Promise::Recoverable, command.recover.is_some(), "--recover"),
+        (Promise::Tidy, command.recover.is_some(), "--recover"),
+    ];
+    let find = |name: &String| {
+        let Some((promise, can, needs)) = known.iter().find(|(p, ..)| p.name() == name) else {
+            return Err(Error::usage(format!("there is no promise `{name}` to judge"))
+                .help(suggest::among(name, known.iter().map(|(p, ..)| p.name()))));
+        };
+        if *can {
+            return Ok(*promise);
+        }
+        Err(Error::usage(format!("`{name}` can't be judged")).help(format!("it needs {needs}")))
+    };
+    names.iter().map(find).collect()
 }
 
 fn jobs(asked: Option<usize>) -> Result<usize> {
@@ -218,9 +256,9 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
                     range.end()
                 )));
             }
-            if !(1..=10_000).contains(&saves) {
+            if !(1..=10_000).contains(&saves) || saves * state_bytes as u64 > SAVED_BYTES_MAX {
                 return Err(Error::usage("the number of saves is out of range")
-                    .help("give --saves 1 to 10000"));
+                    .help("give --saves 1 to 10000, and at most 1 GiB of state in all"));
             }
             Ok((name.clone(), Subject::BuiltIn { strategy: name, saves, state_bytes }))
         })

@@ -43,6 +43,12 @@ impl Error {
         Self::new(ExitStatus::Internal, message)
     }
 
+    /// Ctrl-C came before the trials began.
+    #[must_use]
+    pub fn interrupted() -> Self {
+        Self::new(ExitStatus::Interrupted, "interrupted in the unbroken run")
+    }
+
     /// Adds what the user can do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {

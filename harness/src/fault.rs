@@ -1,7 +1,7 @@
 //! Faults: what is done to a subject, and where it strikes.
 
 use std::fmt;
-use std::path::PathBuf;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ pub enum Struck {
         /// The kind of call.
         call: Call,
         /// The file that it is about.
-        path: PathBuf,
+        path: String,
         /// Where in the call.
         point: Point,
     },

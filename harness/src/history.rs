@@ -51,8 +51,21 @@ pub struct History {
     pub versions: Vec<States>,
     /// For each number of acks, the version that is then owed; the first is for none.
     pub owed: Vec<usize>,
+    /// For each version, how many ops had been done when it was there; empty if that is not known.
+    pub since: Vec<usize>,
     /// Whether the versions can be compared with those of another run.
     pub repeats: Repeats,
+    /// Whether their order is the same in every run, so that an older one is a lost one.
+    pub order: Order,
+}
+
+/// Whether versions come in the same order in every run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// They do.
+    Fixed,
+    /// Several threads or processes save, and their order is not known to be the same.
+    Open,
 }
 
 impl History {
@@ -83,7 +96,8 @@ impl History {
                 BTreeMap::from([(file.to_owned(), reference)])
             })
             .collect();
-        Self { versions, owed, repeats: Repeats::Exactly }
+        let (since, repeats, order) = (Vec::new(), Repeats::Exactly, Order::Fixed);
+        Self { versions, owed, since, repeats, order }
     }
 
     /// A history of which only the first and the last version are known.
@@ -94,7 +108,8 @@ impl History {
             files.into_iter().map(|(path, bytes)| (path, reference(bytes))).collect()
         };
         let versions = vec![states(before), states(after)];
-        Self { versions, owed: vec![0], repeats: Repeats::No }
+        let (owed, since) = (vec![0], Vec::new());
+        Self { versions, owed, since, repeats: Repeats::No, order: Order::Open }
     }
 
     /// Compares with a second run and makes templates where the bytes differ.
@@ -130,6 +145,22 @@ impl History {
         self.owed.get(acks).copied().unwrap_or(0)
     }
 
+    /// Whether `file` may be missing when the run is struck at op `op`: only if the version that
+    /// is there then, or the next one, has no such file.
+    #[must_use]
+    pub fn may_be_missing(&self, file: &Path, op: Option<usize>, owed: usize) -> bool {
+        let current = match op {
+            // The op may have been done, and its own version may be there already.
+            Some(op) if !self.since.is_empty() && self.repeats != Repeats::No => {
+                self.since.partition_point(|since| *since <= op).saturating_sub(1)
+            }
+            _ => owed,
+        };
+        let current = current.max(owed);
+        let mut possible = (current..=current + 1).filter_map(|n| self.versions.get(n));
+        possible.any(|version| !version.contains_key(file))
+    }
+
     /// The last version.
     #[must_use]
     pub fn last(&self) -> usize {
@@ -158,6 +189,8 @@ struct Moment {
     states: States,
     /// Whether only a program that means it gets here: an ack, a rename, the end.
     deliberate: bool,
+    /// How many ops had been done.
+    done: usize,
 }
 
 struct Learner<'a> {
@@ -168,12 +201,15 @@ struct Learner<'a> {
     acked: Vec<usize>,
     /// State files that were changed since the last moment.
     changed: BTreeSet<PathBuf>,
+    /// How many ops have been done.
+    done: usize,
 }
 
 impl<'a> Learner<'a> {
     fn new(files: Files, is_state: &'a dyn Fn(&Path) -> bool) -> Self {
         let changed = files.paths().filter(|path| is_state(path)).map(Path::to_owned).collect();
-        let mut learner = Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed };
+        let mut learner =
+            Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed, done: 0 };
         learner.refresh(true);
         learner
     }
@@ -187,28 +223,57 @@ impl<'a> Learner<'a> {
 
     fn op(&mut self, op: &Op) -> Result<(), NotModelled> {
         self.files.apply(op)?;
+        self.done += 1;
         if !op.succeeded() {
             return Ok(());
         }
-        let from = match &op.effect {
-            Effect::Rename { from, .. } => Some(from),
-            _ => None,
-        };
-        for path in from.into_iter().chain([op.effect.path()]) {
-            // What is written under one name has changed under all others, too.
-            let names = self.files.names_of(path).chain([path.as_path()]);
-            let state: Vec<_> =
-                names.filter(|name| (self.is_state)(name)).map(Path::to_owned).collect();
-            self.changed.extend(state);
-        }
-        match &op.effect {
-            Effect::Rename { to, .. } | Effect::Link { to, .. } if (self.is_state)(to) => {
-                self.moment()
+        let published = match &op.effect {
+            Effect::Rename { from, to, .. } => {
+                self.changed_below(from);
+                self.changed_below(to)
             }
-            Effect::Close { .. } => self.refresh(false),
-            _ => {}
+            Effect::Link { to: path, .. } | Effect::Symlink { path, .. } => {
+                self.changed_below(path)
+            }
+            other => {
+                self.changed_as(other.path());
+                false
+            }
+        };
+        if published {
+            self.moment();
+        } else if let Effect::Close { path } = &op.effect
+            && self.names_state(path)
+        {
+            self.refresh(false);
         }
         Ok(())
+    }
+
+    /// Notes that what `path` is a name of has changed, under all its names.
+    fn changed_as(&mut self, path: &Path) {
+        let names = self.files.names_of(path).chain([path]);
+        let state: Vec<_> =
+            names.filter(|name| (self.is_state)(name)).map(Path::to_owned).collect();
+        self.changed.extend(state);
+    }
+
+    /// Notes that `path` leads to something else now, and all below it; says whether any of that is
+    /// state.
+    fn changed_below(&mut self, path: &Path) -> bool {
+        let before = self.moments.last().map(|moment| moment.states.keys()).into_iter().flatten();
+        let all = self.files.paths().chain(before.map(PathBuf::as_path)).chain([path]);
+        let state: BTreeSet<_> = all
+            .filter(|name| name.starts_with(path) && (self.is_state)(name))
+            .map(Path::to_owned)
+            .collect();
+        let any = !state.is_empty();
+        self.changed.extend(state);
+        any
+    }
+
+    fn names_state(&self, path: &Path) -> bool {
+        (self.is_state)(path) || self.files.names_of(path).any(|name| (self.is_state)(name))
     }
 
     fn moment(&mut self) {
@@ -239,7 +304,7 @@ impl<'a> Learner<'a> {
         let last = self.moments.last_mut();
         match last {
             Some(last) if last.states == states => last.deliberate |= deliberate,
-            _ => self.moments.push(Moment { states, deliberate }),
+            _ => self.moments.push(Moment { states, deliberate, done: self.done }),
         }
     }
 
@@ -255,17 +320,23 @@ impl<'a> Learner<'a> {
             .map(|(path, _)| path.clone())
             .collect();
         let last = self.moments.len() - 1;
-        let kept: Vec<bool> = self
-            .moments
-            .iter()
-            .enumerate()
-            .map(|(n, moment)| {
-                let sound =
-                    moment.states.iter().all(|(path, r)| !json.contains(path) || is_json(&r.bytes));
-                let meant = moment.deliberate || (!json.is_empty() && sound);
-                n == 0 || n == last || (sound && meant)
-            })
-            .collect();
+        let whole = |moment: &Moment| {
+            moment.states.iter().all(|(path, r)| !json.contains(path) || is_json(&r.bytes))
+        };
+        let mut kept: Vec<bool> = Vec::new();
+        let mut before: Option<&Moment> = None;
+        for (n, moment) in self.moments.iter().enumerate() {
+            // A file that is away for a moment, or not whole, makes no version of it by accident.
+            let gone = before.is_some_and(|before| {
+                before.states.keys().any(|path| !moment.states.contains_key(path))
+            });
+            let meant = moment.deliberate || (!json.is_empty() && !gone);
+            let keep = n == 0 || n == last || (whole(moment) && meant);
+            if keep {
+                before = Some(moment);
+            }
+            kept.push(keep);
+        }
         // An ack of a moment that is no version stands for the version before it.
         let place: Vec<usize> = kept
             .iter()
@@ -274,15 +345,19 @@ impl<'a> Learner<'a> {
                 Some(*count - 1)
             })
             .collect();
-        let owed =
+        let owed: Vec<usize> =
             std::iter::once(0).chain(self.acked.iter().map(|moment| place[*moment])).collect();
-        let versions = self
-            .moments
-            .into_iter()
-            .zip(kept)
-            .filter_map(|(moment, kept)| kept.then_some(moment.states))
-            .collect();
-        History { versions, owed, repeats: Repeats::Exactly }
+        let moments: Vec<_> =
+            self.moments.into_iter().zip(kept).filter_map(|(m, kept)| kept.then_some(m)).collect();
+        let since = moments.iter().map(|moment| moment.done).collect();
+        let versions: Vec<_> = moments.into_iter().map(|moment| moment.states).collect();
+        let owed = if owed.len() == versions.len() {
+            // As many acks as saves: the nth promises the nth, even if it came too early.
+            owed.into_iter().enumerate().map(|(n, version)| version.max(n)).collect()
+        } else {
+            owed
+        };
+        History { versions, owed, since, repeats: Repeats::Exactly, order: Order::Fixed }
     }
 }
 
@@ -364,7 +439,8 @@ mod tests {
         );
         assert_eq!(texts(&history), [None, Some("[1]".into()), Some("[2]".into())]);
         // The first ack came before the rename: it promised what was not there yet.
-        assert_eq!(history.owed, [0, 0, 2]);
+        assert_eq!(history.owed, [0, 1, 2]);
+        assert_eq!(history.since, [0, 3, 6]);
     }
 
     #[test]
@@ -381,6 +457,29 @@ mod tests {
             vec![],
         );
         assert_eq!(texts(&history), [None, Some("b!".into())]);
+    }
+
+    #[test]
+    fn a_file_that_is_away_for_a_moment_is_no_version() {
+        let unlink = op(Call::Unlink, Effect::Unlink { path: "s".into() });
+        let save = |text: &str| vec![open("t"), write("t", 0, text), close("t"), rename("t", "s")];
+        let ops = [save("[1]"), vec![unlink], save("[2]")].concat();
+        let history = learn(ops, vec![4, 9]);
+        assert_eq!(texts(&history), [None, Some("[1]".into()), Some("[2]".into())]);
+        let missing = |op, owed| history.may_be_missing(Path::new("s"), Some(op), owed);
+        assert!(missing(2, 0));
+        assert!(!missing(5, 0) && !missing(8, 1) && !missing(8, 0));
+    }
+
+    #[test]
+    fn a_renamed_directory_takes_the_state_along() {
+        let mkdir = op(Call::Mkdir, Effect::Directory { path: "new".into() });
+        let rest = [open("new/s"), write("new/s", 0, "[1]"), close("new/s"), rename("new", "d")];
+        let ops = [vec![mkdir], rest.to_vec()].concat();
+        let is_state = |path: &Path| path == Path::new("d/s");
+        let trace = Trace { ops, acks: vec![5] };
+        let history = History::learn(&trace, &Files::default(), &is_state).unwrap();
+        assert_eq!((history.versions.len(), history.owed), (2, vec![0, 1]));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Context, Error, Result};
 use crate::os::process;
 
-const PREFIX: &str = "crashtest-";
-const LOCK: &str = "lock";
+const PREFIX: &str = "crashtest-lab-";
+const LOCK: &str = "crashtest-lab.lock";
 
 /// The base directory of one run.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
             copy_tree(&source, &target)?;
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
-        } else {
+        } else if kind.is_file() {
             fs::copy(&source, &target)?;
         }
     }
@@ -177,7 +177,7 @@ mod tests {
     fn the_next_lab_sweeps_what_a_killed_run_left_and_not_what_a_running_one_has() {
         let parent = tempfile::tempdir().unwrap();
         let running = Lab::new(Some(parent.path())).unwrap();
-        let dead = parent.path().join("crashtest-dead");
+        let dead = parent.path().join("crashtest-lab-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join(LOCK), "").unwrap();
         let next = Lab::new(Some(parent.path())).unwrap();

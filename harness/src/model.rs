@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use crate::op::{Effect, Op};
+use crate::op::{Call, Effect, Op};
 
 /// A tree of files in memory: names, and what they lead to.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +94,8 @@ impl Files {
             Effect::Open { path, create, truncate } => self.open(path, *create, *truncate),
             Effect::Write { path, offset, data } => self.write(path, offset.0, data)?,
             Effect::Truncate { path, length } => {
-                self.file(path)?.resize(to_usize(length.0), 0);
+                let length = end_of(path, 0, length.0)?;
+                self.file(path)?.resize(length, 0);
             }
             Effect::Fallocate { path, mode, offset, length } => {
                 self.fallocate(path, *mode, offset.0, length.0)?;
@@ -114,6 +115,8 @@ impl Files {
                 }
             }
             Effect::Directory { path } => self.directory(op, path),
+            // Whether anything was written through the mapping is seen at the end of the run.
+            Effect::Unfollowed { .. } if op.call == Call::MapShared => {}
             Effect::Unfollowed { path } => {
                 return Err(NotModelled(format!("{} of {}", op.call.name(), path.display())));
             }
@@ -148,8 +151,9 @@ impl Files {
         if data.is_empty() {
             return Ok(());
         }
+        let end = end_of(path, offset, data.len() as u64)?;
         let bytes = self.file(path)?;
-        let (start, end) = (to_usize(offset), to_usize(offset) + data.len());
+        let start = end - data.len();
         if bytes.len() < end {
             bytes.resize(end, 0);
         }
@@ -165,7 +169,8 @@ impl Files {
         length: u64,
     ) -> Result<(), NotModelled> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
-        let (start, end) = (to_usize(offset), to_usize(offset) + to_usize(length));
+        let end = end_of(path, offset, length)?;
+        let start = end.saturating_sub(usize::try_from(length).unwrap_or(usize::MAX));
         let bytes = self.file(path)?;
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => {}
@@ -217,7 +222,7 @@ impl Files {
 
     fn directory(&mut self, op: &Op, path: &Path) {
         match op.call {
-            crate::op::Call::Mkdir => self.insert(path.to_owned(), Node::Directory),
+            Call::Mkdir => self.insert(path.to_owned(), Node::Directory),
             _ => {
                 self.names.remove(path);
             }
@@ -277,14 +282,22 @@ fn join(base: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { base.to_owned() } else { base.join(rest) }
 }
 
-fn to_usize(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
+/// The largest file that the model holds.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// Where a range ends, if the model holds that much.
+fn end_of(path: &Path, offset: u64, length: u64) -> Result<usize, NotModelled> {
+    offset
+        .checked_add(length)
+        .filter(|end| *end <= FILE_BYTES_MAX)
+        .and_then(|end| usize::try_from(end).ok())
+        .ok_or_else(|| NotModelled(format!("{} is larger than 1 GiB", path.display())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::{ByteOffset, Call};
+    use crate::op::ByteOffset;
 
     fn op(call: Call, effect: Effect) -> Op {
         Op { call, nth: 1, effect, result: 0 }
@@ -357,7 +370,7 @@ mod tests {
     #[test]
     fn an_unknown_change_is_named() {
         let effect = Effect::Unfollowed { path: "a".into() };
-        let error = Files::default().apply(&op(Call::MapShared, effect)).unwrap_err();
-        assert_eq!(error.0, "mmap of a");
+        let error = Files::default().apply(&op(Call::Clone, effect)).unwrap_err();
+        assert_eq!(error.0, "ioctl of a");
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::describe;
-use crate::fault::Injection;
-use crate::history::{History, Repeats};
+use crate::fault::{FaultKind, Injection};
+use crate::history::{History, Order, Repeats};
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
@@ -35,6 +35,12 @@ fn says_nothing(outcome: &Outcome) -> Option<Why> {
     match (&outcome.exit, &outcome.injection) {
         (Exit::TimedOut, _) => Some(Why::TimedOut),
         (Exit::TooManyProcesses, _) => Some(Why::TooManyProcesses),
+        // A program that a short write brings down has met the fault, and what is left counts.
+        (Exit::Signal(signal), Injection::At(_))
+            if outcome.fault.kind() == FaultKind::ShortWrite && *signal != libc::SIGKILL =>
+        {
+            None
+        }
         (Exit::Signal(_), _) => Some(Why::DiedOtherwise),
         (Exit::Killed | Exit::Status(_), Injection::NotReached) => Some(Why::NotReached),
         (Exit::Killed | Exit::Status(_), Injection::At(_)) => None,
@@ -51,10 +57,14 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
     let mut found = Vec::new();
     let mut comparable = Comparable::Yes;
     for file in history.files() {
-        match newest_match(outcome.survivor.files.get(file), history, file) {
-            Some(version) if version < owed => {
-                found.push(lost_ack(file, version, owed, outcome.acks))
+        let content = outcome.survivor.files.get(file);
+        let op = outcome.fault.op().map(|op| op.0);
+        let vanished = content.is_none() && !history.may_be_missing(file, op, owed);
+        match newest_match(content, history, file).filter(|_| !vanished) {
+            Some(version) if version < owed && order_is_known(history) => {
+                found.push(lost_ack(file, version, owed, outcome.acks));
             }
+            Some(version) if version < owed => comparable = Comparable::No,
             Some(_) => {}
             None => match mismatch(outcome.survivor.files.get(file), history, file) {
                 Some(violation) => found.push(violation),
@@ -63,6 +73,15 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         }
     }
     (found, comparable)
+}
+
+/// Whether an older version than the owed one is for certain a lost one.
+fn order_is_known(history: &History) -> bool {
+    match history.repeats {
+        Repeats::Exactly => true,
+        Repeats::InShape => history.order == Order::Fixed,
+        Repeats::No => false,
+    }
 }
 
 /// The newest version of `file` that `content` is.

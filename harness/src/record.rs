@@ -56,13 +56,19 @@ impl From<&Verdict> for Brief {
 }
 
 impl Record {
+    /// The op and the place in it at which a fault is to strike, if it strikes at one.
+    #[must_use]
+    pub fn place(fault: &Fault) -> Option<(OpIndex, Point)> {
+        match fault {
+            Fault::Kill(strike) | Fault::ShortWrite(strike) => Some((strike.op, strike.point)),
+            Fault::KillAfter { .. } => None,
+        }
+    }
+
     /// The record of trial `n`.
     #[must_use]
     pub fn new(n: u64, subject: usize, outcome: &Outcome, verdict: &Verdict) -> Self {
-        let at = match &outcome.fault {
-            Fault::Kill(strike) | Fault::ShortWrite(strike) => Some((strike.op, strike.point)),
-            Fault::KillAfter { .. } => None,
-        };
+        let at = Self::place(&outcome.fault);
         Self {
             n,
             subject,

@@ -83,8 +83,6 @@ pub struct Kept {
     pub trial: Trial,
     /// The subject.
     pub subject: Subject,
-    /// The sites of its unbroken run.
-    pub sites: Sites,
     /// The promises that were judged.
     pub promises: BTreeSet<Promise>,
     /// What the fault met.
@@ -160,11 +158,17 @@ impl RunDirectory {
     /// Opens the outcomes for appending.
     pub fn append_outcomes(&self) -> Result<File> {
         let path = self.path.join(OUTCOMES);
-        File::options()
+        let file = File::options()
             .create(true)
             .append(true)
             .open(&path)
-            .context(format_args!("open {}", path.display()))
+            .context(format_args!("open {}", path.display()))?;
+        // Two that go on with the same run would write into each other's lines.
+        file.try_lock().map_err(|error| {
+            Error::usage(format!("cannot lock {}: {error}", path.display()))
+                .help("is this run still going on?")
+        })?;
+        Ok(file)
     }
 
     /// Reads the outcomes of an interrupted run and drops a last line that was cut.
@@ -319,6 +323,7 @@ mod tests {
             log.write_all(b"\n").unwrap();
         }
         log.write_all(b"{\"n\":3,\"subj").unwrap();
+        drop(log);
         let mut seen = Vec::new();
         run.read_outcomes(|record| seen.push(record.n)).unwrap();
         run.append_outcomes().unwrap().write_all(b"").unwrap();

@@ -16,7 +16,7 @@ use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
 use crate::prepare;
 use crate::progress::Progress;
-use crate::record::Brief;
+use crate::record::{Brief, Record};
 use crate::report::{Report, Row};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::Scenario;
@@ -60,25 +60,41 @@ pub struct Place {
     pub results: PathBuf,
     /// Whether nothing but the result is printed.
     pub quiet: bool,
+    /// Whether the unbroken runs are described.
+    pub verbose: bool,
 }
 
 /// Runs it all and returns what was found.
 pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
     let mut prepared = Vec::new();
+    let earlier = request.resume.as_ref().map(RunDirectory::read_plan).transpose()?;
     for (stream, (name, subject)) in request.subjects.iter().enumerate() {
         let mut one = prepare::prepare(name, subject, &lab, request.fault, |sites| {
             let (kind, granularity) = (request.fault, request.granularity);
+            // A run that goes on strikes where its plan says, however long this machine took now.
+            let planned = earlier.as_ref().and_then(|plan| plan.subjects.get(stream));
+            let sites = planned.map_or(sites, |subject| subject.sites.clone());
             Planner::new(request.seed, stream as u64, kind, granularity, sites)
         })?;
         // Workers fork the faster the less memory they have, and the trace is not used any more.
         (one.before, one.trace) = (Files::default(), Trace::default());
+        if request.place.verbose {
+            eprintln!(
+                "{name}: the unbroken run made {} ops and wrote {} bytes in {:.3} ms",
+                one.sites.sites.len(),
+                one.sites.bytes(),
+                Duration::from_micros(one.sites.duration_us).as_secs_f64() * 1000.0
+            );
+        }
         prepared.push(one);
     }
     let plan = plan(request, &prepared);
     let directory = match &request.resume {
         Some(directory) => {
-            same_plan(&directory.read_plan()?, &plan)?;
+            if let Some(earlier) = &earlier {
+                same_plan(earlier, &plan)?;
+            }
             directory.clone()
         }
         None => RunDirectory::create(&request.place.results, &request.scenario.name)?,
@@ -88,15 +104,34 @@ pub fn run(request: &Request) -> Result<Report> {
     }
     let mut books = Books::new(prepared.len());
     let mut todo = Todo::new(request.trials * prepared.len() as u64);
+    let mut foreign = None;
     directory.read_outcomes(|record| {
-        if todo.cross_out(record.n) {
+        if !of_this_plan(&record, request, &prepared) {
+            foreign = Some(record.n);
+        } else if todo.cross_out(record.n) {
             books.enter(&record);
         }
     })?;
+    if let Some(n) = foreign {
+        return Err(Error::usage(format!("outcome {n} is not of this plan"))
+            .help("the results were changed by hand, or mixed; start the run anew"));
+    }
     let done = trials(request, &lab, &prepared, &directory, &mut todo, &mut books)?;
     let report = report(request, &lab, prepared, &directory, books, &done);
     directory.write_report(&report)?;
     Ok(report)
+}
+
+/// Whether a kept outcome is of the trial that this plan makes of its number.
+fn of_this_plan(record: &Record, request: &Request, prepared: &[Prepared]) -> bool {
+    let (index, n) = (record.n / request.trials, record.n % request.trials);
+    let subject = usize::try_from(index).ok().and_then(|index| prepared.get(index));
+    let fault = subject.and_then(|subject| subject.planner.fault(n));
+    fault.is_some_and(|fault| {
+        record.subject as u64 == index
+            && record.at == Record::place(&fault)
+            && record.nature == fault.nature()
+    })
 }
 
 fn plan(request: &Request, prepared: &[Prepared]) -> Plan {

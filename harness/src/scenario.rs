@@ -135,6 +135,13 @@ impl Scenario {
             let key = if self.trials == 0 { "trials" } else { "saves" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
+        if self.promises.contains(&Promise::Honest) || self.promises.contains(&Promise::Checked) {
+            return Err(Error::usage(format!(
+                "{}: `honest` and `checked` are not judged by this fault",
+                at("promises")
+            ))
+            .help("judge atomic, durable, recoverable or tidy"));
+        }
         for (name, expectation) in &self.expect {
             if let Some(both) = expectation.keeps.intersection(&expectation.breaks).next() {
                 let place = at(&format!("[expect.{name}]"));

@@ -47,11 +47,18 @@ impl StateFiles {
 ///
 /// A file is a companion if its name says so (`.bak`, `.tmp`, `.log`, `.lock`, `.pid`, a directory
 /// with `backup` in its name), or if it is another changed file's name with more behind it
-/// (`state.json.1`). If only companions were changed they are the state.
+/// (`state.json.1`), or if it is `passing`: renamed away again and again, or what a symbolic link
+/// leads to. If only companions were changed they are the state.
 #[must_use]
-pub fn choose(changed: &BTreeSet<PathBuf>) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
-    let is_companion =
-        |path: &&PathBuf| says_companion(path) || changed.iter().any(|other| extends(path, other));
+pub fn choose(
+    changed: &BTreeSet<PathBuf>,
+    passing: &BTreeSet<PathBuf>,
+) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
+    let is_companion = |path: &&PathBuf| {
+        says_companion(path)
+            || passing.contains(*path)
+            || changed.iter().any(|other| extends(path, other))
+    };
     let (companions, state): (BTreeSet<_>, BTreeSet<_>) =
         changed.iter().partition(|path| is_companion(path));
     let owned = |set: BTreeSet<&PathBuf>| set.into_iter().cloned().collect::<BTreeSet<_>>();
@@ -69,7 +76,7 @@ fn says_companion(path: &Path) -> bool {
         let parent = parent.to_string_lossy().to_lowercase();
         parent.contains("backup") || parent.contains("__pycache__")
     });
-    let called_backup = name.contains("backup") || name.contains(".bak.");
+    let called_backup = name.contains("backup") || name.contains(".bak.") || name == "bak";
     in_backups || called_backup || ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
@@ -87,7 +94,7 @@ mod tests {
 
     fn chosen(changed: &[&str]) -> Vec<String> {
         let changed = changed.iter().map(PathBuf::from).collect();
-        choose(&changed).0.iter().map(|path| path.display().to_string()).collect()
+        choose(&changed, &BTreeSet::new()).0.iter().map(|path| path.display().to_string()).collect()
     }
 
     #[test]

@@ -10,8 +10,13 @@ use serde_json::Value;
 pub enum Template {
     /// This value.
     Fixed(Value),
-    /// Any value of the same type as this one.
-    Volatile(Value),
+    /// Any value of the same type as these, but the same wherever both runs had the same.
+    Volatile {
+        /// The value in the first run.
+        one: Value,
+        /// The value in the second run.
+        other: Value,
+    },
     /// An array of this length.
     Array(Vec<Template>),
     /// An object with exactly these keys.
@@ -44,7 +49,9 @@ impl Template {
                 })
                 .collect::<Option<_>>()
                 .map(Self::Object),
-            (a, b) if is_scalar(&a) && same_type(&a, &b) => Some(Self::Volatile(a)),
+            (one, other) if is_scalar(&one) && same_type(&one, &other) => {
+                Some(Self::Volatile { one, other })
+            }
             _ => None,
         }
     }
@@ -52,27 +59,39 @@ impl Template {
     /// Whether `bytes` are JSON that fits.
     #[must_use]
     pub fn fits(&self, bytes: &[u8]) -> bool {
-        serde_json::from_slice(bytes).is_ok_and(|value| self.fits_value(&value))
+        serde_json::from_slice(bytes).is_ok_and(|value| self.fits_value(&value, &mut Bound::new()))
     }
 
-    fn fits_value(&self, value: &Value) -> bool {
+    fn fits_value<'a>(&'a self, value: &'a Value, bound: &mut Bound<'a>) -> bool {
         match (self, value) {
             (Self::Fixed(fixed), value) => fixed == value,
-            (Self::Volatile(example), value) => same_type(example, value),
+            (Self::Volatile { one, other }, value) => {
+                let same = bound.iter().find(|((a, b), _)| *a == one && *b == other);
+                match same {
+                    Some((_, before)) => *before == value,
+                    None => {
+                        bound.push(((one, other), value));
+                        same_type(one, value)
+                    }
+                }
+            }
             (Self::Array(items), Value::Array(values)) => {
                 items.len() == values.len()
-                    && items.iter().zip(values).all(|(item, value)| item.fits_value(value))
+                    && items.iter().zip(values).all(|(item, value)| item.fits_value(value, bound))
             }
             (Self::Object(entries), Value::Object(values)) => {
                 entries.len() == values.len()
                     && entries.iter().all(|(key, entry)| {
-                        values.get(key).is_some_and(|value| entry.fits_value(value))
+                        values.get(key).is_some_and(|value| entry.fits_value(value, bound))
                     })
             }
             (Self::Array(_) | Self::Object(_), _) => false,
         }
     }
 }
+
+/// What volatile values have been met: those of the two runs, and that of the survivor.
+type Bound<'a> = Vec<((&'a Value, &'a Value), &'a Value)>;
 
 fn is_scalar(value: &Value) -> bool {
     !value.is_array() && !value.is_object()
@@ -101,6 +120,13 @@ mod tests {
         assert!(!template.fits(br#"{"at":"23:59","balance":6}"#));
         assert!(!template.fits(br#"{"at":7,"balance":5}"#));
         assert!(!template.fits(br#"{"at":"23:59","balance":5"#));
+    }
+
+    #[test]
+    fn values_that_belong_together_must_change_together() {
+        let template = Template::learn(b"[7,7,1]", b"[8,8,1]").unwrap();
+        assert!(template.fits(b"[9,9,1]"));
+        assert!(!template.fits(b"[9,8,1]"));
     }
 
     #[test]

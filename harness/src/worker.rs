@@ -9,6 +9,7 @@ use crate::fault::{Fault, Nature};
 use crate::inject::{self, Injector};
 use crate::op::OpIndex;
 use crate::oracle;
+use crate::os::signals;
 use crate::outcome::Outcome;
 use crate::pool::{Range, Work};
 use crate::record::Record;
@@ -66,7 +67,7 @@ impl<'a> Worker<'a> {
             id: trial.id(),
             trial,
             subject: subject.clone(),
-            sites: self.prepared[index].sites.clone(),
+
             promises: self.request.promises.clone(),
             injection: outcome.injection.clone(),
             acks: outcome.acks,
@@ -99,6 +100,10 @@ impl Work for Worker<'_> {
             return Err(Error::internal(what));
         }
         let outcomes = injector.inject(&faults)?;
+        if signals::orphaned() {
+            // What was under way was cut off: it says nothing of the subject.
+            return Err(Error::internal("the coordinator has ended"));
+        }
         let judged = outcomes.iter().zip(range.start..).map(|(outcome, n)| {
             let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
             let mut record = Record::new(n, index, outcome, &verdict);

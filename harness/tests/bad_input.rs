@@ -139,10 +139,10 @@ fn a_shared_mapping_is_named_and_never_passed_over() {
     let Some(program) = compiled("odd/mapped.c") else { return };
     let results = tempfile::tempdir().unwrap();
     let found = run(results.path(), &["run", "--trials", "20", "--", &program]);
-    assert_refused(&found, 3, &["mmap of state.json", "shared mapping", "--timing"]);
+    assert_refused(&found, 3, &["state.json holds other bytes", "shared mapping", "--timing"]);
     let (_, report) = report(results.path(), &["--timing", "--trials", "40", "--", &program]);
     let row = &report["subjects"][0];
-    assert!(row["notes"].to_string().contains("mmap of state.json"), "{row:#}");
+    assert!(row["notes"].to_string().contains("state.json is mapped shared"), "{row:#}");
     assert!(row["tally"]["inconclusive"]["not-reached"].as_u64() < Some(40), "{row:#}");
 }
 

@@ -75,7 +75,7 @@ impl<'a> BuiltInInjector<'a> {
         match fault {
             Fault::Kill(strike) | Fault::ShortWrite(strike) => Struck::Call {
                 call: strike.call,
-                path: PathBuf::from(&self.sites.sites[strike.op.0].path),
+                path: self.sites.sites.get(strike.op.0).map(|s| s.path.clone()).unwrap_or_default(),
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::checks::{Checks, Said, Shell};
 use super::decode::Asked;
+use super::runner::GRACE;
 use super::runner::{Plain, Runner};
 use super::tracer::{Done, How, Unfollowed, Watcher};
 use crate::armed::{Action, Armed};
@@ -54,7 +55,7 @@ impl<'a> CommandInjector<'a> {
     fn strike(&mut self, fault: &Fault) -> Result<(Injection, Exit)> {
         let mut striker = Striker { armed: Armed::new(fault), struck: None };
         let only = striker.armed.call();
-        let grace = Duration::ZERO;
+        let grace = GRACE;
         let ran = self.runner.traced(&mut striker, only, self.learned.timeout, grace)?;
         let injection = striker.struck.map_or(Injection::NotReached, Injection::At);
         let exit = match ran.how {
@@ -172,7 +173,7 @@ impl Watcher for Striker {
             Action::KillAfter => Point::After,
             Action::Cut { keep, .. } => Point::Inside(ByteOffset(keep as u64)),
         };
-        let path = asked.effect.path().clone();
+        let path = asked.effect.path().to_string_lossy().into_owned();
         self.struck = Some(Struck::Call { call: asked.call, path, point });
         action
     }

@@ -470,23 +470,44 @@ pub fn printed(thread: &Stopped, number: i64, arguments: [u64; 6]) -> Result<Vec
     Ok(bytes)
 }
 
+/// What a shortened call has changed in its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undo {
+    /// The argument.
+    argument: usize,
+    /// A word of its memory, and what was there.
+    word: Option<(u64, u64)>,
+}
+
+/// Gives a thread back what [`shorten`] changed, so that it can go on and finish its write.
+pub fn restore(thread: &Stopped, undo: Undo, arguments: [u64; 6]) -> Result<()> {
+    if let Some((address, word)) = undo.word {
+        thread.write_word(address, word)?;
+    }
+    thread.set_argument(undo.argument, arguments[undo.argument])
+}
+
 /// Makes a call move only its first `keep` bytes.
-pub fn shorten(thread: &Stopped, asked: &Asked, keep: usize) -> Result<()> {
+pub fn shorten(thread: &Stopped, asked: &Asked, keep: usize) -> Result<Undo> {
+    let plain = |argument| Undo { argument, word: None };
     match asked.bytes {
-        Bytes::None => Ok(()),
-        Bytes::Buffer { .. } => thread.set_argument(2, keep as u64),
-        Bytes::Kernel { length_argument } => thread.set_argument(length_argument, keep as u64),
+        Bytes::None => Ok(plain(2)),
+        Bytes::Buffer { .. } => thread.set_argument(2, keep as u64).map(|()| plain(2)),
+        Bytes::Kernel { length_argument } => {
+            thread.set_argument(length_argument, keep as u64).map(|()| plain(length_argument))
+        }
         Bytes::Vector { address, count } => {
             let mut left = keep;
             for (index, (_, length)) in vector(thread, address, count)?.into_iter().enumerate() {
                 if left <= length {
                     let place = address + index as u64 * IOVEC_BYTES + 8;
                     thread.write_word(place, left as u64)?;
-                    return thread.set_argument(2, index as u64 + 1);
+                    thread.set_argument(2, index as u64 + 1)?;
+                    return Ok(Undo { argument: 2, word: Some((place, length as u64)) });
                 }
                 left -= length;
             }
-            Ok(())
+            Ok(plain(2))
         }
     }
 }

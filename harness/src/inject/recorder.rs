@@ -26,6 +26,8 @@ pub struct Recorder<'a> {
     pub trace: Trace,
     /// What could not be followed.
     pub unfollowed: BTreeSet<Unfollowed>,
+    /// The threads that changed files.
+    pub writers: BTreeSet<i32>,
     counts: HashMap<Call, u32>,
     data_bytes: u64,
     enough_acks_at: Option<Instant>,
@@ -48,6 +50,7 @@ impl<'a> Recorder<'a> {
             data_bytes_max,
             trace: Trace::default(),
             unfollowed: BTreeSet::new(),
+            writers: BTreeSet::new(),
             counts: HashMap::new(),
             data_bytes: 0,
             enough_acks_at: None,
@@ -132,6 +135,7 @@ impl Watcher for Recorder<'_> {
         self.data_bytes += op.written() as u64;
         self.trace.ops.push(op);
         self.last_op_at = Instant::now();
+        self.writers.insert(done.thread.tid().as_raw());
     }
 
     fn prints(&mut self, bytes: &[u8]) {

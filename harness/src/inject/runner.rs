@@ -44,6 +44,8 @@ pub struct Runner {
     keep: Option<PathBuf>,
 }
 
+/// How long what a program left running may go on after it.
+pub const GRACE: Duration = Duration::from_millis(500);
 /// How long a program that is not traced may wait for its output to be read.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 

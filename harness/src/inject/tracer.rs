@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
-use super::decode::{self, Asked, Detail, Scope};
+use super::decode::{self, Asked, Detail, Scope, Undo};
 use super::output::Output;
 use crate::armed::{Action, Then};
-use crate::os::process::Ended;
+use crate::os::process::{self, Ended};
 use crate::os::ptrace::{self, CallInfo, Died, Event, Reason, Run, Stopped};
 use crate::os::{seccomp, signals};
 
@@ -73,8 +73,7 @@ pub struct Bounds {
 pub struct Ran {
     /// How the program itself ended.
     pub how: How,
-    /// What the program met when the trial struck.
-    pub struck: bool,
+
     /// How many processes were still running when the program itself had ended.
     pub stragglers: usize,
 }
@@ -94,10 +93,12 @@ pub enum How {
     TooMany,
 }
 
-/// What is known of a thread.
-enum State {
-    /// It makes a call whose result is awaited.
-    Calling { asked: Box<Asked>, arguments: [u64; 6], then: After },
+/// A call whose result is awaited.
+struct Calling {
+    asked: Box<Asked>,
+    arguments: [u64; 6],
+    then: After,
+    undo: Option<Undo>,
 }
 
 /// What follows the return of a call.
@@ -118,7 +119,7 @@ pub struct Tracer<'a, W: Watcher> {
     threads: HashSet<Pid>,
     /// Those that have stopped for the first time.
     begun: HashSet<Pid>,
-    calling: HashMap<Pid, State>,
+    calling: HashMap<Pid, Calling>,
     /// Stopped before a call, until the calls before it have returned.
     held: VecDeque<Stopped>,
     ended: Option<Ended>,
@@ -165,8 +166,10 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                     if self.verdict.is_some() {
                         kill_hard(tid);
                     } else if let Err(Died) = self.stopped(stopped, reason) {
-                        // Its end is the next that is heard of it.
+                        // Its end is the next that is heard of it, unless it still waits for us.
                         self.calling.remove(&tid);
+                        ptrace::nudge(tid);
+                        self.release();
                     }
                 }
             }
@@ -177,21 +180,23 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             (None, Some(ended)) => How::Ended(ended),
             (None, None) => return Err(io::Error::other("the program ended unseen")),
         };
-        Ok(Ran { how, struck: how == How::Struck, stragglers: self.stragglers })
+        Ok(Ran { how, stragglers: self.stragglers })
     }
 
     fn tick(&mut self) -> io::Result<()> {
         self.output.drain()?;
         let now = Instant::now();
         if self.verdict.is_some() {
-            // Killed again, in case one was between two states the first time.
+            // Killed again, in case one was between two states the first time; and with them what
+            // escaped being traced.
             self.kill_all();
+            process::kill_children()?;
         } else if let Some(since) = self.ended_at {
             if now.duration_since(since) >= self.bounds.grace {
                 self.stragglers = self.threads.len();
                 self.end(self.ended.map_or(How::Enough, How::Ended));
             }
-        } else if now >= self.bounds.deadline || signals::orphaned() {
+        } else if now >= self.bounds.deadline || signals::orphaned() || signals::interrupted() {
             self.end(How::TimedOut);
         } else if self.watcher.enough() {
             self.end(How::Enough);
@@ -288,6 +293,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             return stopped.resume(Run::On, 0);
         };
         let action = self.watcher.asked(&asked);
+        let mut undo = None;
         let then = match action {
             Action::Pass if !self.watcher.wants_results() => return stopped.resume(Run::On, 0),
             Action::Pass => After::GoOn,
@@ -297,20 +303,20 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
             Action::KillAfter => After::Kill,
             Action::Cut { keep, then } => {
-                decode::shorten(&stopped, &asked, keep)?;
+                undo = Some(decode::shorten(&stopped, &asked, keep)?);
                 match then {
                     Then::Kill => After::Kill,
                     Then::GoOn => After::GoOn,
                 }
             }
         };
-        let state = State::Calling { asked: Box::new(asked), arguments, then };
-        self.calling.insert(stopped.tid(), state);
+        let calling = Calling { asked: Box::new(asked), arguments, then, undo };
+        self.calling.insert(stopped.tid(), calling);
         stopped.resume(Run::ToExit, 0)
     }
 
     fn returned(&mut self, stopped: Stopped) -> ptrace::Result<()> {
-        let Some(State::Calling { asked, arguments, then }) = self.calling.remove(&stopped.tid())
+        let Some(Calling { asked, arguments, then, undo }) = self.calling.remove(&stopped.tid())
         else {
             return stopped.resume(Run::On, 0);
         };
@@ -329,6 +335,9 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 Ok(())
             }
             After::GoOn => {
+                if let Some(undo) = undo {
+                    decode::restore(&stopped, undo, arguments)?;
+                }
                 stopped.resume(Run::On, 0)?;
                 self.release();
                 Ok(())

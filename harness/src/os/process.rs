@@ -167,10 +167,7 @@ fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
 pub fn end_descendants() -> io::Result<Vec<(Pid, Ended)>> {
     let mut ended = Vec::new();
     loop {
-        for child in children()? {
-            // It may have ended since.
-            let _ = kill(child, Signal::SIGKILL);
-        }
+        kill_children()?;
         match waitpid(None::<Pid>, Some(nix::sys::wait::WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(pid, status)) => ended.push((pid, Ended::Status(status))),
             Ok(WaitStatus::Signaled(pid, signal, _)) => {
@@ -181,6 +178,15 @@ pub fn end_descendants() -> io::Result<Vec<(Pid, Ended)>> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Kills the children of this process, orphans that came to it among them.
+pub fn kill_children() -> io::Result<()> {
+    for child in children()? {
+        // It may have ended since.
+        let _ = kill(child, Signal::SIGKILL);
+    }
+    Ok(())
 }
 
 /// The children of this process, which has one thread.

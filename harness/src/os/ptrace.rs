@@ -22,8 +22,8 @@ pub type Result<T> = std::result::Result<T, Died>;
 
 impl From<Errno> for Died {
     fn from(_: Errno) -> Self {
-        // ESRCH is what ptrace says of a thread that died; the other errors are of calls that this
-        // module doesn't make, or of memory that is not mapped: then the traced call fails too.
+        // ESRCH is what ptrace says of a thread that died. After any other error the thread may
+        // still wait in its stop: see `nudge`.
         Self
     }
 }
@@ -88,6 +88,11 @@ pub enum CallInfo {
     Exit(i64),
     /// Something else.
     Other,
+}
+
+/// Lets a thread run on that may still be in a stop; one that is not, or is dead, does not notice.
+pub fn nudge(tid: Pid) {
+    let _ = Stopped { tid }.resume(Run::On, 0);
 }
 
 /// Waits for the next event among the children and tracees of this thread.

@@ -32,6 +32,15 @@ pub fn prepare(sandbox: &Sandbox) -> io::Result<()> {
                 fs::create_dir(sandbox.work.join(number.to_string()))?;
             }
             Step::Fresh(path) => fs::create_dir_all(below(&sandbox.upper, path))?,
+            // A plain file in a directory that holds mounts: the program gets a copy.
+            Step::Bind(path) if path.is_file() => {
+                let copy = below(&sandbox.upper, path);
+                if let Some(parent) = copy.parent() {
+                    fs::create_dir_all(parent)?;
+                }
+                // What may not be read is not there for the program either.
+                let _ = fs::copy(path, copy);
+            }
             Step::Directory(_) | Step::Symlink(..) | Step::Bind(_) => {}
         }
     }
@@ -80,7 +89,9 @@ fn build(sandbox: &Sandbox, number: usize, step: &Step) -> nix::Result<()> {
             } else {
                 File::create(&place).map_err(errno)?;
             }
-            bind(path, &place)
+            let copy = below(&sandbox.upper, path);
+            let shown = if copy.is_file() { &copy } else { path };
+            bind(shown, &place)
         }
         Step::Fresh(path) => {
             let place = below(&sandbox.root, path);

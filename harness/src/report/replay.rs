@@ -22,7 +22,7 @@ pub fn render(replayed: &Replayed) -> String {
     let struck = match &replayed.injection {
         Injection::NotReached => "nowhere".to_owned(),
         Injection::At(Struck::Call { call, path, point }) => {
-            format!("{point} {} on {}", call.name(), path.display())
+            format!("{point} {} on {path}", call.name())
         }
         Injection::At(Struck::Moment { delay_us }) => format!("after {delay_us:?}"),
     };

@@ -180,8 +180,12 @@ impl History {
     }
 }
 
+/// Whether bytes are a JSON object or array. A lone number is no sign that a state is JSON: a piece
+/// of one is a number, too.
 fn is_json(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    matches!(first, Some(b'{' | b'['))
+        && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
 }
 
 /// A moment at which the state may have been a version.

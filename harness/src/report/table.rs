@@ -93,7 +93,8 @@ fn interval(interval: Interval, tally: &Tally) -> String {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let bound = 300.0 / tally.judged() as f64;
-    format!("{bounds}\nfails < {bound:.2} %")
+    let digits = if bound < 0.01 { 4 } else { 2 };
+    format!("{bounds}\nfails < {bound:.digits$} %")
 }
 
 fn failures(tally: &Tally) -> String {

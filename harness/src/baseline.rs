@@ -25,7 +25,7 @@ use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
 
 /// A trial may take this much longer than the unbroken run, and then some.
 const TRIAL_FACTOR: u32 = 10;
-const TRIAL_AT_LEAST: Duration = Duration::from_secs(2);
+const TRIAL_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// What one unbroken run did.
 struct Unbroken {

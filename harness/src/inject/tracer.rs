@@ -242,14 +242,14 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
             // The first stop of each is no signal of the program's own: SIGTRAP when the program
             // itself has been executed, SIGSTOP when a new thread or process has begun.
-            Reason::Signal(signal) if self.begun.insert(stopped.tid()) => {
-                let tid = stopped.tid();
-                self.threads.insert(tid);
-                match signal {
-                    libc::SIGTRAP if tid == self.root => stopped.follow()?,
-                    libc::SIGSTOP => {}
-                    other => return stopped.resume(Run::On, other),
-                }
+            Reason::Signal(libc::SIGTRAP)
+                if stopped.tid() == self.root && self.begun.insert(self.root) =>
+            {
+                stopped.follow()?;
+                stopped.resume(Run::On, 0)
+            }
+            Reason::Signal(libc::SIGSTOP) if self.begun.insert(stopped.tid()) => {
+                self.threads.insert(stopped.tid());
                 stopped.resume(Run::On, 0)
             }
             Reason::Signal(signal) => {
@@ -363,9 +363,12 @@ impl<'a, W: Watcher> Tracer<'a, W> {
     fn kill_all(&mut self) {
         // A tid that is not ours any more may have been given to somebody else's process.
         let me = gettid();
+        // The program itself is ours for certain as long as it was not waited for.
+        if self.ended.is_none() {
+            kill_hard(self.root);
+        }
         self.threads.retain(|tid| *tid == self.root || is_traced_by(*tid, me));
-        let root_lives = self.ended.is_none();
-        for tid in self.threads.iter().filter(|tid| **tid != self.root || root_lives) {
+        for tid in self.threads.iter().filter(|tid| **tid != self.root) {
             kill_hard(*tid);
         }
     }

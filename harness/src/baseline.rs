@@ -395,6 +395,13 @@ fn note_repeats(history: &History, first: &Unbroken, second: &Unbroken, notes: &
                 .to_owned(),
         ),
     }
+    if history.repeats == Repeats::InShape && history.order == Order::Open {
+        notes.push(
+            "several threads or processes save, and values differ from run to run: an older or a \
+             mixed state is inconclusive"
+                .to_owned(),
+        );
+    }
     let calls = |run: &Unbroken| run.trace.ops.iter().map(|op| op.call).collect::<Vec<_>>();
     let (one, two) = (calls(first), calls(second));
     if one != two {

@@ -145,6 +145,17 @@ impl History {
         self.owed.get(acks).copied().unwrap_or(0)
     }
 
+    /// Whether every run goes through the same versions in the same order, but for volatile values:
+    /// then what is none of them is damage, and an older one than is owed is a loss.
+    #[must_use]
+    pub fn versions_are_known(&self) -> bool {
+        match self.repeats {
+            Repeats::Exactly => true,
+            Repeats::InShape => self.order == Order::Fixed,
+            Repeats::No => false,
+        }
+    }
+
     /// Whether `file` may be missing when the run is struck at op `op`: only if the version that
     /// is there then, or the next one, has no such file.
     #[must_use]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::describe;
 use crate::fault::{FaultKind, Injection};
-use crate::history::{History, Order, Repeats};
+use crate::history::History;
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
@@ -61,7 +61,7 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         let op = outcome.fault.op().map(|op| op.0);
         let vanished = content.is_none() && !history.may_be_missing(file, op, owed);
         match newest_match(content, history, file).filter(|_| !vanished) {
-            Some(version) if version < owed && order_is_known(history) => {
+            Some(version) if version < owed && history.versions_are_known() => {
                 found.push(lost_ack(file, version, owed, outcome.acks));
             }
             Some(version) if version < owed => comparable = Comparable::No,
@@ -73,15 +73,6 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         }
     }
     (found, comparable)
-}
-
-/// Whether an older version than the owed one is for certain a lost one.
-fn order_is_known(history: &History) -> bool {
-    match history.repeats {
-        Repeats::Exactly => true,
-        Repeats::InShape => history.order == Order::Fixed,
-        Repeats::No => false,
-    }
 }
 
 /// The newest version of `file` that `content` is.
@@ -115,13 +106,13 @@ fn mismatch(content: Option<&Content>, history: &History, file: &Path) -> Option
         .collect();
     let json = history.is_json(file);
     let violation = describe::damage(&name, bytes, &versions, json);
-    // Where each run saves other bytes, a piece of a version may be a version of this run.
+    // Where each run saves other bytes, what is no version of one may be one of another.
     let certain = match violation.kind {
         ViolationKind::Empty | ViolationKind::Zeroed => true,
         ViolationKind::Torn => json,
         _ => false,
     };
-    (certain || history.repeats != Repeats::No).then_some(violation)
+    (certain || history.versions_are_known()).then_some(violation)
 }
 
 fn lost_ack(file: &Path, version: usize, owed: usize, acks: u64) -> Violation {

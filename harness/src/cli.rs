@@ -73,6 +73,9 @@ pub struct Run {
     /// Go on with a run that was interrupted
     #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing"])]
     pub resume: Option<String>,
+    /// Keep the whole directory of each violation that is kept, beside its survivor
+    #[arg(long)]
+    pub keep: bool,
     /// Print the report as JSON instead of the table
     #[arg(long)]
     pub json: bool,

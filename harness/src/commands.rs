@@ -119,6 +119,7 @@ fn request(options: &cli::Run) -> Result<Request> {
         results: options.results.root.clone(),
         quiet: options.quiet || options.json,
         verbose: options.verbose,
+        keep: options.keep,
     };
     let command_line = std::env::args().collect();
     if let Some(name) = &options.resume {

@@ -33,6 +33,7 @@ const REPORT: &str = "report.json";
 const VIOLATIONS: &str = "violations";
 const VIOLATION: &str = "violation.json";
 const SURVIVOR: &str = "survivor";
+const WHOLE: &str = "directory";
 
 /// Everything that determines a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,6 +199,12 @@ impl RunDirectory {
             })?;
             each(record);
         }
+    }
+
+    /// Where the whole directory of a kept violation is kept, if it is.
+    #[must_use]
+    pub fn whole_directory(&self, id: &str) -> PathBuf {
+        self.path.join(VIOLATIONS).join(id).join(WHOLE)
     }
 
     /// Keeps a violation and what survived.

@@ -60,6 +60,8 @@ pub struct Place {
     pub results: PathBuf,
     /// Whether nothing but the result is printed.
     pub quiet: bool,
+    /// Whether the whole directory of a kept violation is kept.
+    pub keep: bool,
     /// Whether the unbroken runs are described.
     pub verbose: bool,
 }

@@ -2,11 +2,12 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Nature};
 use crate::inject::{self, Injector};
+use crate::lab;
 use crate::op::OpIndex;
 use crate::oracle;
 use crate::os::signals;
@@ -78,6 +79,17 @@ impl<'a> Worker<'a> {
     }
 }
 
+impl Worker<'_> {
+    /// Moves the copy of a trial's directory to its violation, if there is one.
+    fn keep_whole(&self, copy: &Path, violation: Option<&str>) -> Result<()> {
+        if let Some(id) = violation {
+            let kept = self.directory.whole_directory(id);
+            lab::copy_tree(copy, &kept).context(format_args!("keep {}", kept.display()))?;
+        }
+        lab::remove_tree(copy).context(format_args!("remove {}", copy.display()))
+    }
+}
+
 impl Work for Worker<'_> {
     fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
         let trials = self.request.trials;
@@ -92,12 +104,17 @@ impl Work for Worker<'_> {
         };
         // Not past the end of this subject.
         let first = range.start % trials;
-        let count = range.count.min(trials - first).min(injector.together() as u64);
+        let together = if self.request.place.keep { 1 } else { injector.together() };
+        let count = range.count.min(trials - first).min(together as u64);
         let faults: Vec<Fault> =
             (first..first + count).filter_map(|n| prepared.planner.fault(n)).collect();
         if faults.len() as u64 != count {
             let what = format!("there is nowhere to strike at `{}`", prepared.name);
             return Err(Error::internal(what));
+        }
+        let copy = self.room.join("copy");
+        if self.request.place.keep {
+            injector.keep_in(copy.clone());
         }
         let outcomes = injector.inject(&faults)?;
         if signals::orphaned() {
@@ -108,6 +125,9 @@ impl Work for Worker<'_> {
             let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
             let mut record = Record::new(n, index, outcome, &verdict);
             record.evidence = self.keep(index, outcome, &verdict)?;
+            if self.request.place.keep {
+                self.keep_whole(&copy, record.evidence.as_deref())?;
+            }
             Ok(record)
         });
         judged.collect()

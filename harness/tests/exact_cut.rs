@@ -132,7 +132,7 @@ fn of_every_built_in_strategy() {
 
 fn of_the_python_subjects() {
     let (true, Some(python)) = (common::can_follow(), python()) else { return };
-    for name in ["in_place", "fsync_rename", "replace_with_backups"] {
+    for name in ["in_place", "fsync_rename", "replace_with_backups", "mkstemp_replace"] {
         check_command(&[&python, &targets(&format!("python/{name}.py"))]);
     }
 }

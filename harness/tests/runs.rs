@@ -222,6 +222,20 @@ fn a_kill_of_crashtest_leaves_no_process_no_mount_and_no_directory() {
 }
 
 #[test]
+fn the_directory_of_a_violation_is_kept_whole_when_asked_for() {
+    let results = tempfile::tempdir().unwrap();
+    let arguments = ["--strategy", "unlink-first", "--trials", "60", "--seed", "1", "--keep"];
+    let (_, report) = report(results.path(), &arguments);
+    let kept = report["subjects"][0]["kept"].as_array().unwrap();
+    assert!(!kept.is_empty());
+    for line in kept {
+        let run = fs::read_dir(results.path()).unwrap().next().unwrap().unwrap().path();
+        let directory = run.join("violations").join(line["id"].as_str().unwrap()).join("directory");
+        assert!(directory.join("state.json.tmp").is_file(), "{}", directory.display());
+    }
+}
+
+#[test]
 fn timing_kills_without_following_and_what_ended_first_does_not_count() {
     let results = tempfile::tempdir().unwrap();
     let script = "i=0; while [ $i -lt 200 ]; do echo [$i] > s.json; i=$((i+1)); done";

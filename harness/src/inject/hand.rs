@@ -138,6 +138,7 @@ fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> i
     fcntl(&told, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     let room = std::env::current_dir()?;
+    let slots: Vec<_> = (0..TOGETHER_MAX).map(|index| room.join(slot_name(index))).collect();
     // An order is smaller than what a pipe takes at once, so it comes at once.
     let mut order = [0; ORDER_BYTES_MAX];
     let mut replies = Vec::new();
@@ -148,8 +149,8 @@ fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> i
         }
         let faults: Vec<Fault> = serde_json::from_slice(&order[..count])?;
         replies.clear();
-        for (index, fault) in faults.iter().enumerate() {
-            std::env::set_current_dir(room.join(slot_name(index)))?;
+        for (fault, slot) in faults.iter().zip(&slots) {
+            std::env::set_current_dir(slot)?;
             let (ended, timed) = one(subject, fault, &tell)?;
             let (acks, told) = listen(&mut told)?;
             let struck = told || (timed && ended == Ended::Signal(libc::SIGKILL));

@@ -145,8 +145,13 @@ fn replay_lines(report: &Report, text: &mut String) {
     let _ = writeln!(text, "replay:");
     for (row, line) in lines {
         let what = format!("{} {}", row.name, line.kind.name());
-        let _ = writeln!(text, "  {what:width$}  crashtest replay {}", line.id);
+        let _ = writeln!(text, "  {what:width$}  {} replay {}", called(report), line.id);
     }
+}
+
+/// What the user calls the command by.
+fn called(report: &Report) -> &str {
+    report.command_line.first().map_or("crashtest", String::as_str)
 }
 
 fn conclusion(report: &Report) -> String {
@@ -162,7 +167,8 @@ fn conclusion(report: &Report) -> String {
     );
     if !report.complete {
         let name = report.directory.rsplit('/').next().unwrap_or_default();
-        let _ = write!(text, "\ninterrupted: go on with `crashtest run --resume {name}`");
+        let command = called(report);
+        let _ = write!(text, "\ninterrupted: go on with `{command} run --resume {name}`");
     }
     text
 }

@@ -10,5 +10,5 @@ mod storage;
 mod strategy;
 
 pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN, Version};
-pub use storage::{Disk, FileId, Open, Storage};
+pub use storage::{Disk, FileId, Open, Storage, read_file};
 pub use strategy::{LoadError, Loaded, Origin, STATE_FILE, Strategy};

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// An open file of a [`Storage`]; meaningless to any other one.
@@ -40,6 +40,18 @@ pub trait Storage {
     fn unlink(&mut self, path: &Path) -> io::Result<()>;
     /// The names in `directory`; reading is never struck.
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>>;
+}
+
+/// Reads a whole file with as few calls as can be, if it is about as long as expected.
+pub fn read_file(path: &Path, expected_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; expected_bytes + 1];
+    let count = file.read(&mut bytes)?;
+    bytes.truncate(count);
+    if count > expected_bytes {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// The real file system.
@@ -98,5 +110,20 @@ impl Storage for Disk {
 
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
         std::fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_whatever_was_expected() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        for length in [0, 9, 10, 11, 100_000] {
+            std::fs::write(&path, vec![7; length]).unwrap();
+            assert_eq!(read_file(&path, 10).unwrap().len(), length);
+        }
     }
 }

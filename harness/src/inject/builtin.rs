@@ -7,7 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use crashtest_targets::{Disk, Origin, STATE_FILE};
+use crashtest_targets::{Disk, Origin, STATE_FILE, read_file};
 
 use super::hand::{self, Done, Hand};
 use crate::error::{Context, Result};
@@ -59,7 +59,8 @@ impl<'a> BuiltInInjector<'a> {
 
     fn outcome(&mut self, index: usize, fault: &Fault, done: &Done) -> Result<Outcome> {
         let slot = &mut self.slots[index];
-        let survivor = slot.survivor().context("read what is left")?;
+        let survivor =
+            slot.survivor(self.subject.initial().json.len()).context("read what is left")?;
         if let Some(keep) = self.keep.take() {
             lab::copy_tree(&slot.directory, &keep)
                 .context(format_args!("keep a copy in {}", keep.display()))?;
@@ -121,9 +122,9 @@ impl Slot {
         fs::write(&self.state, &subject.initial().json)
     }
 
-    fn survivor(&self) -> io::Result<Survivor> {
+    fn survivor(&self, expected: usize) -> io::Result<Survivor> {
         let mut survivor = Survivor::default();
-        match fs::read(&self.state) {
+        match read_file(&self.state, expected) {
             Ok(bytes) => {
                 survivor.files.insert(STATE_FILE.into(), Content::Bytes(bytes));
             }
@@ -155,7 +156,7 @@ impl Slot {
         let saved = strategy
             .start(&mut disk, &self.directory)
             .and_then(|()| strategy.save(&mut disk, &self.directory, next, &mut |_| {}));
-        let next_save = match (saved, fs::read(&self.state)) {
+        let next_save = match (saved, read_file(&self.state, next.json.len())) {
             (Ok(()), Ok(bytes)) if bytes == next.json => NextSave::Saved,
             (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
             (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),

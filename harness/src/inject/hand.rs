@@ -202,6 +202,10 @@ fn listen(told: &mut PipeReader) -> io::Result<(u64, bool)> {
                         _ => struck = true,
                     }
                 }
+                // Less than was asked for is all there is.
+                if count < buffer.len() {
+                    return Ok((acks, struck));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((acks, struck)),
             Err(error) => return Err(error),

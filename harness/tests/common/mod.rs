@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The built command.
 pub fn crashtest() -> Command {
@@ -83,23 +83,27 @@ pub fn node() -> Option<String> {
     has("node", found.is_some()).then(|| found.unwrap_or_default().display().to_string())
 }
 
-/// Compiles a C subject, if there is a compiler; returns the program.
+/// Compiles a C subject, if there is a compiler; returns the program, which lies in the target
+/// directory, where nothing is left behind on the machine.
 pub fn compiled(source: &str) -> Option<String> {
-    static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
     let compiler = in_path("cc");
     if !has("cc", compiler.is_some()) {
         return None;
     }
-    let directory = DIRECTORY.get_or_init(|| tempfile::tempdir().expect("there is a place"));
     let name = source.replace('/', "-");
-    let program = directory.path().join(name.trim_end_matches(".c"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.trim_end_matches(".c"));
+    // Other tests may compile or run the same program now: it is put in its place whole.
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let new = program.with_extension(format!("{}-{count}", std::process::id()));
     let status = Command::new(compiler.unwrap_or_default())
         .args(["-O2", "-Wall", "-Werror", "-pthread", "-o"])
-        .arg(&program)
+        .arg(&new)
         .arg(targets(&format!("c/{source}")))
         .status()
         .expect("the compiler starts");
     assert!(status.success(), "{source} does not compile");
+    std::fs::rename(&new, &program).expect("the program can be put in its place");
     Some(program.display().to_string())
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::armed::Follows;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::history::{History, Order, Repeats};
@@ -11,7 +12,7 @@ use crate::inject::checks::{Checks, Said, Shell};
 use crate::inject::command::no_sites;
 use crate::inject::output::AckCounter;
 use crate::inject::recorder::Recorder;
-use crate::inject::runner::{self, GRACE, Plain, Runner};
+use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
 use crate::model::{self, Files, Node, NotModelled};
@@ -89,7 +90,7 @@ pub fn learn(
         return Err(no_sites(name));
     }
     let planner = planner(sites.clone());
-    if planner.fault(0).is_none() {
+    if !planner.has_places() {
         return Err(Error::baseline(format!(
             "`{name}` makes no call at which this fault can strike"
         )));
@@ -120,8 +121,9 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
     let limits = command.limits;
     let counter = AckCounter::new(pattern);
     let mut recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
+    let bound = Bound { timeout: limits.timeout(), grace: GRACE, acks: None };
     let started = Instant::now();
-    let ran = runner.traced(&mut recorder, None, limits.timeout(), GRACE)?;
+    let ran = runner.traced(&mut recorder, Follows::All, bound)?;
     if signals::interrupted() {
         return Err(Error::interrupted());
     }

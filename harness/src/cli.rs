@@ -49,12 +49,29 @@ pub struct Run {
     /// What draws everything that is drawn [default: a new one, which is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Trials of each subject [default: the scenario's; of a program at most 500]
+    /// Trials of each subject [default: the scenario's; of a program at most 500; a sweep has as
+    /// many as it needs]
     #[arg(long, value_name = "N")]
     pub trials: Option<u64>,
     /// Where faults may strike [default: the scenario's]
     #[arg(long, value_enum)]
     pub granularity: Option<GranularityArg>,
+    /// The file system that runs full; all but tmpfs need root [default: the scenario's]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub fs: Option<FsArg>,
+    /// Size of that file system, such as 64M or 20000K [default: about the least that it can have]
+    #[arg(long, value_name = "SIZE")]
+    pub fs_size: Option<String>,
+    /// What runs out on it, separated by commas [default: space, and inodes where they are counted]
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    pub axis: Vec<AxisArg>,
+    /// On a full file system: besides letting the program go on, kill it before each call that it
+    /// makes after the first that failed
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub then: Option<ThenArg>,
+    /// How many calls fail in one run: 2 for each pair of a failure and another in its handling
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub depth: Option<u8>,
     /// Kill after a random time instead, with no tracing at all
     #[arg(long)]
     pub timing: bool,
@@ -71,7 +88,7 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]
@@ -121,7 +138,7 @@ pub struct About {
     /// than once
     #[arg(long, value_name = "EXPR", requires = "program")]
     pub invariant: Vec<String>,
-    /// Promises to judge, separated by commas: atomic, durable, checked, recoverable, tidy; for a
+    /// Promises to judge, separated by commas: atomic, durable, checked, recoverable, honest, tidy; for a
     /// format that may be half written because its load repairs it, leave out atomic
     /// [default: the scenario's, as far as the other options let them be judged]
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "program")]
@@ -195,6 +212,39 @@ pub enum Listed {
     Runs,
     /// The violations that can be replayed
     Violations,
+}
+
+/// The file system that runs full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FsArg {
+    /// In memory; needs no root
+    Tmpfs,
+    /// On a loop device
+    Ext4,
+    /// On a loop device; needs mkfs.xfs
+    Xfs,
+    /// On a loop device; needs mkfs.btrfs
+    Btrfs,
+}
+
+/// What runs out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AxisArg {
+    /// Blocks
+    Space,
+    /// Inodes; tmpfs and ext4 have a fixed number of them
+    Inodes,
+    /// What a quota allows
+    Quota,
+}
+
+/// What happens when the disk is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ThenArg {
+    /// The program is killed
+    Kill,
+    /// It goes on
+    GoOn,
 }
 
 /// Where faults may strike.

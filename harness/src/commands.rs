@@ -6,11 +6,12 @@ use std::io::{IsTerminal, Write};
 use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
-use crate::cli::{self, Cli, GranularityArg, Listed};
+use crate::cli::{self, AxisArg, Cli, FsArg, GranularityArg, Listed, ThenArg};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
+use crate::file_system::{Axis, FileSystem};
 use crate::os::signals;
 use crate::plan::{Granularity, Seed};
 use crate::replay;
@@ -20,6 +21,7 @@ use crate::run::{self, Place, Request};
 use crate::scenario::{EMBEDDED, Scenario};
 use crate::subject::{Command, Limits, Subject};
 use crate::suggest;
+use crate::sweep::{Depth, Reach};
 use crate::verdict::Promise;
 
 /// Trials of a program, which may take long to start, unless the user says otherwise.
@@ -27,6 +29,8 @@ const PROGRAM_TRIALS: u64 = 500;
 
 /// The most trials of one subject; their numbers are kept in memory.
 const TRIALS_MAX: u64 = 10_000_000;
+/// The largest file system: images are sparse, and few of their blocks are ever written.
+const FS_BYTES_MAX: u64 = 64 << 30;
 /// The most bytes of state that a built-in saves in one trial; all versions are kept in memory.
 const SAVED_BYTES_MAX: u64 = 1 << 30;
 
@@ -70,14 +74,17 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
     let request = request(options)?;
     if !options.quiet && !options.json {
         eprintln!(
-            "crashtest {}: {}; seed {}, {} trials of each of {}",
+            "crashtest {}: {}; seed {}, {} of each of {}",
             request.scenario.name,
             match request.fault {
                 FaultKind::KillAfter => "SIGKILL after a random time, with no tracing",
-                FaultKind::Kill | FaultKind::ShortWrite => request.scenario.about.as_str(),
+                _ => request.scenario.about.as_str(),
             },
             request.seed.0,
-            request.trials,
+            match request.trials {
+                Some(trials) => format!("{trials} trials"),
+                None => "a sweep".to_owned(),
+            },
             request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
         );
     }
@@ -131,6 +138,7 @@ fn request(options: &cli::Run) -> Result<Request> {
             granularity: plan.granularity,
             seed: plan.seed,
             trials: plan.trials,
+            reach: plan.reach,
             subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
             promises: plan.promises,
             command_line: plan.command_line,
@@ -160,25 +168,16 @@ fn request(options: &cli::Run) -> Result<Request> {
             promises.remove(&Promise::Recoverable);
         }
         if !options.about.promise.is_empty() {
-            promises = chosen(&options.about.promise, &command, own)?;
+            promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
         }
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };
-    let usual = if options.program.is_empty() {
-        scenario.trials
-    } else {
-        scenario.trials.min(PROGRAM_TRIALS)
-    };
-    let trials = options.trials.unwrap_or(usual);
-    if trials > TRIALS_MAX {
-        return Err(Error::usage(format!("{trials} trials are too many"))
-            .help(format!("give --trials at most {TRIALS_MAX}")));
-    }
-    if trials == 0 {
-        return Err(Error::usage("no trials were asked for").help("give --trials 1 or more"));
-    }
+    let fault = if options.timing { FaultKind::KillAfter } else { scenario.fault };
+    let trials = trials(options, &scenario, fault)?;
+    let reach = reach(options, &scenario, fault)?;
     Ok(Request {
-        fault: if options.timing { FaultKind::KillAfter } else { scenario.fault },
+        fault,
+        reach,
         granularity: match options.granularity {
             None => scenario.granularity,
             Some(GranularityArg::Byte) => Granularity::Byte,
@@ -199,13 +198,111 @@ fn request(options: &cli::Run) -> Result<Request> {
     })
 }
 
+/// How many trials there shall be; none for a whole sweep.
+fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
+    let sweeps = matches!(fault, FaultKind::Errno | FaultKind::DiskFull);
+    let usual = match scenario.trials {
+        // Killed after a random time, whatever the scenario was about.
+        None if !sweeps => Some(PROGRAM_TRIALS),
+        Some(trials) if !sweeps && !options.program.is_empty() => Some(trials.min(PROGRAM_TRIALS)),
+        other => other,
+    };
+    let trials = options.trials.or(usual);
+    let Some(trials) = trials else { return Ok(None) };
+    if trials > TRIALS_MAX {
+        return Err(Error::usage(format!("{trials} trials are too many"))
+            .help(format!("give --trials at most {TRIALS_MAX}")));
+    }
+    if trials == 0 {
+        return Err(Error::usage("no trials were asked for").help("give --trials 1 or more"));
+    }
+    Ok(Some(trials))
+}
+
+/// How far a sweep goes: as the scenario says, unless the command line says otherwise.
+fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Reach> {
+    let mut reach = scenario.sweep.clone();
+    let about_disk = [
+        (options.fs.is_some(), "--fs"),
+        (options.fs_size.is_some(), "--fs-size"),
+        (!options.axis.is_empty(), "--axis"),
+        (options.then.is_some(), "--then"),
+    ];
+    let about_calls = [(options.depth.is_some(), "--depth")];
+    let useless = match fault {
+        FaultKind::DiskFull => &about_calls[..],
+        FaultKind::Errno => &about_disk[..],
+        _ => &[&about_disk[..], &about_calls].concat(),
+    };
+    if let Some((_, option)) = useless.iter().find(|(given, _)| *given) {
+        let name = &scenario.name;
+        return Err(Error::usage(format!("{option} has no meaning in the scenario `{name}`"))
+            .help("the scenario enospc is about full file systems, errno about calls that fail"));
+    }
+    if let Some(fs) = options.fs {
+        reach.fs = match fs {
+            FsArg::Tmpfs => FileSystem::Tmpfs,
+            FsArg::Ext4 => FileSystem::Ext4,
+            FsArg::Xfs => FileSystem::Xfs,
+            FsArg::Btrfs => FileSystem::Btrfs,
+        };
+        reach.axes = reach.fs.axes().to_vec();
+    }
+    if !options.axis.is_empty() {
+        let axis = |axis: &AxisArg| match axis {
+            AxisArg::Space => Axis::Space,
+            AxisArg::Inodes => Axis::Inodes,
+            AxisArg::Quota => Axis::Quota,
+        };
+        reach.axes = options.axis.iter().map(axis).collect();
+    }
+    if let Some(axis) = reach.axes.iter().find(|axis| !reach.fs.can_run_out(**axis)) {
+        let what = format!("a {} does not run out of {}", reach.fs, axis.unit());
+        return Err(Error::usage(what).help("leave out --axis, or use another --fs"));
+    }
+    if let Some(size) = &options.fs_size {
+        reach.fs_bytes = Some(bytes(size)?);
+    }
+    reach.depth = match (options.then, options.depth) {
+        (Some(ThenArg::Kill), _) | (None, Some(2..)) => Depth::Two,
+        (Some(ThenArg::GoOn), _) | (None, Some(_)) => Depth::One,
+        (None, None) => reach.depth,
+    };
+    Ok(reach)
+}
+
+/// A size such as `64M`, in bytes.
+fn bytes(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => Some(0),
+        "K" | "KB" | "KIB" => Some(10),
+        "M" | "MB" | "MIB" => Some(20),
+        "G" | "GB" | "GIB" => Some(30),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok();
+    let size = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    size.filter(|size| (1..=FS_BYTES_MAX).contains(size)).ok_or_else(|| {
+        Error::usage(format!("`{text}` is no size of a small file system"))
+            .help("give bytes, or a number with K, M or G, up to 64G")
+    })
+}
+
 /// The promises that the user chose, if there is what it takes to judge them.
-fn chosen(names: &[String], command: &Command, own: bool) -> Result<BTreeSet<Promise>> {
+fn chosen(
+    names: &[String],
+    command: &Command,
+    own: bool,
+    fault: FaultKind,
+) -> Result<BTreeSet<Promise>> {
+    let told = !matches!(fault, FaultKind::Kill | FaultKind::KillAfter);
     let known = [
         (Promise::Atomic, true, ""),
         (Promise::Durable, command.ack.is_some(), "--ack"),
         (Promise::Checked, own, "--check, --schema or --invariant"),
         (Promise::Recoverable, command.recover.is_some(), "--recover"),
+        (Promise::Honest, told, "a fault that the program is told of: a scenario such as errno"),
         (Promise::Tidy, command.recover.is_some(), "--recover"),
     ];
     let find = |name: &String| {
@@ -246,6 +343,7 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
                     .help(suggest::among(&name, Strategy::ALL.map(Strategy::name))));
             }
             let (saves, state_bytes) = (scenario.saves, scenario.state_bytes);
+            let growth_bytes = scenario.growth_bytes;
             let range = crashtest_targets::STATE_BYTES_MIN..=crashtest_targets::STATE_BYTES_MAX;
             if !range.contains(&state_bytes) {
                 return Err(Error::usage(format!(
@@ -261,7 +359,7 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
                 return Err(Error::usage("the number of saves is out of range")
                     .help("give --saves 1 to 10000, and at most 1 GiB of state in all"));
             }
-            Ok((name.clone(), Subject::BuiltIn { strategy: name, saves, state_bytes }))
+            Ok((name.clone(), Subject::BuiltIn { strategy: name, saves, state_bytes, growth_bytes }))
         })
         .collect()
 }

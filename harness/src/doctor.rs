@@ -4,14 +4,15 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::armed::Action;
+use crate::armed::{Action, Follows};
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::inject::decode::Asked;
-use crate::inject::runner::{Plain, Runner};
+use crate::inject::runner::{Bound, Plain, Runner};
 use crate::inject::tracer::{How, Unfollowed, Watcher};
 use crate::lab::Lab;
 use crate::os::process::Ended;
+use crate::os::ptrace::Stopped;
 use crate::subject::Command;
 
 /// Something that crashtest can use.
@@ -126,7 +127,7 @@ fn follow() -> std::result::Result<String, String> {
         let mut runner = Runner::new(&shell(false), &lab.room(0)?)?;
         runner.reset()?;
         let mut count = Count(0);
-        let ran = runner.traced(&mut count, None, Duration::from_secs(5), Duration::ZERO)?;
+        let ran = runner.traced(&mut count, Follows::All, Bound { timeout: Duration::from_secs(5), grace: Duration::ZERO, acks: None })?;
         if count.0 == 0 {
             return Err(Error::lacking("a call of a traced program was not seen"));
         }
@@ -171,7 +172,7 @@ fn in_path(name: &str) -> std::result::Result<String, String> {
 struct Count(u64);
 
 impl Watcher for Count {
-    fn asked(&mut self, _asked: &Asked) -> Action {
+    fn asked(&mut self, _asked: &Asked, _thread: &Stopped) -> Action {
         self.0 += 1;
         Action::Pass
     }

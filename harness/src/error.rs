@@ -73,10 +73,16 @@ impl std::error::Error for Error {}
 pub trait Context<T> {
     /// Turns the cause into an internal error "cannot `what`: cause".
     fn context(self, what: impl fmt::Display) -> Result<T>;
+    /// As `context`, when it takes work to say what.
+    fn with_context<D: fmt::Display>(self, what: impl FnOnce() -> D) -> Result<T>;
 }
 
 impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
     fn context(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(|cause| Error::internal(format!("cannot {what}: {cause}")))
+    }
+
+    fn with_context<D: fmt::Display>(self, what: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|cause| Error::internal(format!("cannot {}: {cause}", what())))
     }
 }

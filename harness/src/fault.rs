@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::op::{ByteOffset, Call, OpIndex};
+use crate::errno::{self, Errno, Way};
+use crate::file_system::{Axis, FileSystem};
+use crate::op::{ByteOffset, Call, Family, OpIndex};
 
 /// What a trial does to its subject.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +24,60 @@ pub enum Fault {
         #[serde(with = "micros")]
         delay_us: Duration,
     },
+    /// One or two calls fail, or all from one on; the subject runs on.
+    Errno(Failing),
+    /// There is little space left on a real file system.
+    DiskFull(DiskFull),
+}
+
+/// Which calls fail.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Failing {
+    /// The family of the first.
+    pub family: Family,
+    /// Which of those calls that can fail in this way it is, over all threads and files, from 1.
+    pub nth: u32,
+    /// How it fails.
+    pub way: Way,
+    /// Whether those after it fail too.
+    pub repeat: Repeat,
+    /// Another call that fails, while the subject deals with the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<Second>,
+}
+
+/// Whether a failure goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repeat {
+    /// One call fails.
+    Once,
+    /// All later calls of its family fail too.
+    Sticky,
+}
+
+/// A call that fails after another has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Second {
+    /// Which call after the first failure, among all that can fail, from 1.
+    pub nth_after: u32,
+    /// The error; EIO for a call that can't return it.
+    pub errno: Errno,
+}
+
+/// How full a file system is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DiskFull {
+    /// Its kind.
+    pub fs: FileSystem,
+    /// What runs out.
+    pub axis: Axis,
+    /// How much of it is free when the subject starts, in blocks or inodes.
+    pub free: u64,
+    /// The subject is killed before the nth call after the first that failed, from 0; else it
+    /// runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_before: Option<u32>,
 }
 
 /// What kind of fault a run injects.
@@ -34,6 +90,24 @@ pub enum FaultKind {
     ShortWrite,
     /// SIGKILL after a random time, without tracing.
     KillAfter,
+    /// Calls that fail.
+    Errno,
+    /// A full file system.
+    DiskFull,
+}
+
+/// Where a trial strikes, without how: violations of one place are kept once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// An op of the unbroken run, and where in it.
+    Op(OpIndex, Point),
+    /// The nth call of a family, and the nth after it.
+    Call(Family, u32, Option<u32>),
+    /// So much was free, and the nth call after the first failure was not made.
+    Free(Axis, u64, Option<u32>),
+    /// Some moment.
+    Moment,
 }
 
 /// A place in a run: an op, and where in it.
@@ -84,6 +158,8 @@ pub enum Injection {
     NotReached,
     /// It struck.
     At(Struck),
+    /// Both of its parts struck.
+    Both(Struck, Struck),
 }
 
 /// What a fault met.
@@ -99,6 +175,17 @@ pub enum Struck {
         /// Where in the call.
         point: Point,
     },
+    /// A call that failed, or that moved fewer bytes than it was asked to.
+    Failed {
+        /// The kind of call.
+        call: Call,
+        /// The file that it is about.
+        path: String,
+        /// What it returned: bytes, or minus the error number.
+        result: i64,
+    },
+    /// No call that was followed; but the subject ended otherwise than with enough space.
+    Unseen,
     /// A moment, in a run that was not traced.
     Moment {
         /// Counted from the start of the subject.
@@ -115,6 +202,8 @@ impl Fault {
             Self::Kill(_) => FaultKind::Kill,
             Self::ShortWrite(_) => FaultKind::ShortWrite,
             Self::KillAfter { .. } => FaultKind::KillAfter,
+            Self::Errno(_) => FaultKind::Errno,
+            Self::DiskFull(_) => FaultKind::DiskFull,
         }
     }
 
@@ -124,7 +213,8 @@ impl Fault {
         match self {
             Self::Kill(strike) => strike.nature,
             Self::ShortWrite(_) => Nature::Forced,
-            Self::KillAfter { .. } => Nature::Natural,
+            Self::Errno(Failing { way: Way::Short(_), .. }) => Nature::Forced,
+            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) => Nature::Natural,
         }
     }
 
@@ -133,8 +223,50 @@ impl Fault {
     pub fn op(&self) -> Option<OpIndex> {
         match self {
             Self::Kill(strike) | Self::ShortWrite(strike) => Some(strike.op),
-            Self::KillAfter { .. } => None,
+            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) => None,
         }
+    }
+
+    /// Where it strikes.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Kill(strike) | Self::ShortWrite(strike) => Place::Op(strike.op, strike.point),
+            Self::KillAfter { .. } => Place::Moment,
+            Self::Errno(failing) => {
+                let second = failing.second.map(|second| second.nth_after);
+                Place::Call(failing.family, failing.nth, second)
+            }
+            Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
+        }
+    }
+
+    /// Whether the subject itself is told that something failed, and may report or hide it.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        match self {
+            Self::Kill(_) | Self::KillAfter { .. } => false,
+            Self::ShortWrite(_) | Self::Errno(_) | Self::DiskFull(_) => true,
+        }
+    }
+}
+
+impl Place {
+    /// The place without where in the op: what is kept once.
+    #[must_use]
+    pub fn coarse(self) -> Self {
+        match self {
+            Self::Op(op, _) => Self::Op(op, Point::Before),
+            other => other,
+        }
+    }
+}
+
+impl Injection {
+    /// Whether all of the fault struck.
+    #[must_use]
+    pub fn struck(&self) -> bool {
+        !matches!(self, Self::NotReached)
     }
 }
 
@@ -165,6 +297,52 @@ impl fmt::Display for Fault {
             Self::Kill(strike) => write!(f, "SIGKILL {strike}"),
             Self::ShortWrite(strike) => write!(f, "short write: stopped {strike}"),
             Self::KillAfter { delay_us } => write!(f, "SIGKILL after {delay_us:?}"),
+            Self::Errno(failing) => failing.fmt(f),
+            Self::DiskFull(full) => full.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Failing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, nth, way, repeat, second } = self;
+        write!(f, "{way} at {} number {nth}", family.name())?;
+        if *repeat == Repeat::Sticky {
+            f.write_str(" and all later ones")?;
+        }
+        match second {
+            Some(second) => {
+                write!(f, ", then {} at call {} after it", second.errno.name(), second.nth_after)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for DiskFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fs, axis, free, kill_before } = self;
+        write!(f, "{fs} with {free} free {}", axis.unit())?;
+        match kill_before {
+            Some(0) => f.write_str(", SIGKILL as soon as a call has failed"),
+            Some(nth) => write!(f, ", SIGKILL before call {nth} after the first failure"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Struck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call { call, path, point } => write!(f, "{point} {} on {path}", call.name()),
+            Self::Failed { call, path, result } if *result < 0 => {
+                write!(f, "{} on {path} = {}", call.name(), errno::name_of(-result))
+            }
+            Self::Failed { call, path, result } => {
+                write!(f, "{} on {path} = {result} bytes only", call.name())
+            }
+            Self::Moment { delay_us } => write!(f, "after {delay_us:?}"),
+            Self::Unseen => f.write_str("no call that was seen"),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! end. If the last version is JSON, what is not JSON at such a moment is no version: a program
 //! that empties its file, closes it and opens it again to write has no empty version.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,12 +51,26 @@ pub struct History {
     pub versions: Vec<States>,
     /// For each number of acks, the version that is then owed; the first is for none.
     pub owed: Vec<usize>,
+    /// Which ack it is that says this (a hash of its line); empty if they do not say different
+    /// things, the same in every run.
+    pub said: HashMap<u64, usize>,
     /// For each version, how many ops had been done when it was there; empty if that is not known.
     pub since: Vec<usize>,
     /// Whether the versions can be compared with those of another run.
     pub repeats: Repeats,
     /// Whether their order is the same in every run, so that an older one is a lost one.
     pub order: Order,
+    /// Whether there can be other versions once something has failed.
+    pub after_failure: AfterFailure,
+}
+
+/// What a program saves when something has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterFailure {
+    /// The same versions.
+    Same,
+    /// Perhaps others: it may count its failures, or save at other times.
+    MayDiffer,
 }
 
 /// Whether versions come in the same order in every run.
@@ -82,7 +96,9 @@ impl History {
         }
         learner.acks_up_to(trace, trace.ops.len());
         learner.moment();
-        Ok(learner.finish())
+        let mut history = learner.finish();
+        history.said = said(&trace.said, trace.acks.len());
+        Ok(history)
     }
 
     /// A history that is known beforehand: one file, one ack a version.
@@ -96,8 +112,15 @@ impl History {
                 BTreeMap::from([(file.to_owned(), reference)])
             })
             .collect();
-        let (since, repeats, order) = (Vec::new(), Repeats::Exactly, Order::Fixed);
-        Self { versions, owed, since, repeats, order }
+        Self {
+            versions,
+            owed,
+            said: HashMap::new(),
+            since: Vec::new(),
+            repeats: Repeats::Exactly,
+            order: Order::Fixed,
+            after_failure: AfterFailure::Same,
+        }
     }
 
     /// A history of which only the first and the last version are known.
@@ -108,12 +131,22 @@ impl History {
             files.into_iter().map(|(path, bytes)| (path, reference(bytes))).collect()
         };
         let versions = vec![states(before), states(after)];
-        let (owed, since) = (vec![0], Vec::new());
-        Self { versions, owed, since, repeats: Repeats::No, order: Order::Open }
+        Self {
+            versions,
+            owed: vec![0],
+            said: HashMap::new(),
+            since: Vec::new(),
+            repeats: Repeats::No,
+            order: Order::Open,
+            after_failure: AfterFailure::MayDiffer,
+        }
     }
 
     /// Compares with a second run and makes templates where the bytes differ.
     pub fn confirm(&mut self, second: &Self) {
+        if self.said != second.said {
+            self.said.clear();
+        }
         if self.versions.len() != second.versions.len() || self.owed != second.owed {
             self.repeats = Repeats::No;
             return;
@@ -135,6 +168,24 @@ impl History {
                 Arc::make_mut(reference).template = Some(template);
             }
         }
+    }
+
+    /// The version owed after acks that said this: the newest of those that were promised. If
+    /// nobody knows what they promised, it is by their number.
+    #[must_use]
+    pub fn owed_by(&self, acks: u64, said: &[u64]) -> usize {
+        if self.said.is_empty() || said.len() as u64 != acks {
+            return self.owed_after(acks);
+        }
+        let promised = said.iter().filter_map(|line| self.said.get(line));
+        promised.filter_map(|ack| self.owed.get(ack + 1)).max().copied().unwrap_or(self.owed[0])
+    }
+
+    /// Whether every ack of an unbroken run was given.
+    #[must_use]
+    pub fn all_acked(&self, acks: u64) -> bool {
+        let all = self.owed.len().saturating_sub(1) as u64;
+        all > 0 && acks >= all
     }
 
     /// The version owed after `acks` acks.
@@ -372,8 +423,22 @@ impl<'a> Learner<'a> {
         } else {
             owed
         };
-        History { versions, owed, since, repeats: Repeats::Exactly, order: Order::Fixed }
+        History {
+            versions,
+            owed,
+            said: HashMap::new(),
+            since,
+            repeats: Repeats::Exactly,
+            order: Order::Fixed,
+            after_failure: AfterFailure::MayDiffer,
+        }
     }
+}
+
+/// Which ack says what, if each of `acks` says something of its own.
+fn said(lines: &[u64], acks: usize) -> HashMap<u64, usize> {
+    let said: HashMap<u64, usize> = lines.iter().enumerate().map(|(n, line)| (*line, n)).collect();
+    if said.len() == acks { said } else { HashMap::new() }
 }
 
 #[cfg(test)]
@@ -405,7 +470,7 @@ mod tests {
 
     fn learn(ops: Vec<Op>, acks: Vec<usize>) -> History {
         let is_state = |path: &Path| path == Path::new("s");
-        History::learn(&Trace { ops, acks }, &Files::default(), &is_state).unwrap()
+        History::learn(&Trace { ops, acks, said: Vec::new() }, &Files::default(), &is_state).unwrap()
     }
 
     fn texts(history: &History) -> Vec<Option<String>> {
@@ -492,9 +557,23 @@ mod tests {
         let rest = [open("new/s"), write("new/s", 0, "[1]"), close("new/s"), rename("new", "d")];
         let ops = [vec![mkdir], rest.to_vec()].concat();
         let is_state = |path: &Path| path == Path::new("d/s");
-        let trace = Trace { ops, acks: vec![5] };
+        let trace = Trace { ops, acks: vec![5], said: Vec::new() };
         let history = History::learn(&trace, &Files::default(), &is_state).unwrap();
         assert_eq!((history.versions.len(), history.owed), (2, vec![0, 1]));
+    }
+
+    #[test]
+    fn an_ack_owes_what_it_says_and_not_what_its_number_says() {
+        let save = |text: &str| vec![open("t"), write("t", 0, text), close("t"), rename("t", "s")];
+        let ops = [save("[1]"), save("[2]"), save("[3]")].concat();
+        let trace = Trace { ops, acks: vec![4, 8, 12], said: vec![11, 22, 33] };
+        let is_state = |path: &Path| path == Path::new("s");
+        let mut history = History::learn(&trace, &Files::default(), &is_state).unwrap();
+        // The second save failed, and the program said so by saying nothing.
+        assert_eq!(history.owed_by(2, &[11, 33]), 3);
+        assert_eq!(history.owed_by(2, &[11, 99]), 1);
+        history.said.clear();
+        assert_eq!(history.owed_by(2, &[11, 33]), 2);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! The modules are in three layers: the vocabulary (plain data), the decisions (pure functions)
 //! and the effects. ARCHITECTURE.md has the map.
 
+pub mod errno;
 pub mod error;
 pub mod exit_status;
 pub mod fault;
+pub mod file_system;
 pub mod op;
 pub mod outcome;
 pub mod record;
@@ -14,6 +16,7 @@ pub mod subject;
 pub mod trial;
 pub mod verdict;
 
+pub mod agenda;
 pub mod armed;
 pub mod books;
 pub mod describe;
@@ -24,8 +27,11 @@ pub mod plan;
 pub mod report;
 pub mod state_files;
 pub mod suggest;
+pub mod steps;
+pub mod sweep;
 pub mod tally;
 pub mod template;
+pub mod unsynced;
 
 pub mod baseline;
 pub mod cli;
@@ -41,4 +47,5 @@ pub mod replay;
 pub mod results;
 pub mod run;
 pub mod sandbox;
+pub mod volume;
 pub mod worker;

@@ -69,7 +69,129 @@ pub enum Call {
     Clone,
 }
 
+/// Calls that do the same thing and fail in the same ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// [`Call::Open`].
+    Open,
+    /// All that put bytes into a file.
+    Write,
+    /// [`Call::Fsync`].
+    Fsync,
+    /// [`Call::Fdatasync`].
+    Fdatasync,
+    /// [`Call::Sync`].
+    Sync,
+    /// [`Call::SyncFileRange`].
+    SyncFileRange,
+    /// [`Call::Msync`].
+    Msync,
+    /// [`Call::Truncate`].
+    Truncate,
+    /// [`Call::Fallocate`].
+    Fallocate,
+    /// [`Call::Rename`].
+    Rename,
+    /// [`Call::Link`].
+    Link,
+    /// [`Call::Symlink`].
+    Symlink,
+    /// [`Call::Unlink`].
+    Unlink,
+    /// [`Call::Close`].
+    Close,
+    /// [`Call::Mkdir`].
+    Mkdir,
+    /// [`Call::Rmdir`].
+    Rmdir,
+    /// [`Call::Clone`].
+    Clone,
+    /// [`Call::MapShared`].
+    Map,
+}
+
+impl Family {
+    /// All families, in the order in which they are swept.
+    pub const ALL: [Self; 18] = [
+        Self::Open,
+        Self::Write,
+        Self::Fsync,
+        Self::Fdatasync,
+        Self::Sync,
+        Self::SyncFileRange,
+        Self::Msync,
+        Self::Truncate,
+        Self::Fallocate,
+        Self::Rename,
+        Self::Link,
+        Self::Symlink,
+        Self::Unlink,
+        Self::Close,
+        Self::Mkdir,
+        Self::Rmdir,
+        Self::Clone,
+        Self::Map,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Write => "write",
+            Self::Fsync => "fsync",
+            Self::Fdatasync => "fdatasync",
+            Self::Sync => "syncfs",
+            Self::SyncFileRange => "sync_file_range",
+            Self::Msync => "msync",
+            Self::Truncate => "truncate",
+            Self::Fallocate => "fallocate",
+            Self::Rename => "rename",
+            Self::Link => "link",
+            Self::Symlink => "symlink",
+            Self::Unlink => "unlink",
+            Self::Close => "close",
+            Self::Mkdir => "mkdir",
+            Self::Rmdir => "rmdir",
+            Self::Clone => "clone",
+            Self::Map => "mmap",
+        }
+    }
+}
+
 impl Call {
+    /// Its family.
+    #[must_use]
+    pub fn family(self) -> Family {
+        match self {
+            Self::Open => Family::Open,
+            Self::Close => Family::Close,
+            Self::Write
+            | Self::Pwrite
+            | Self::Writev
+            | Self::Pwritev
+            | Self::Sendfile
+            | Self::CopyFileRange
+            | Self::Splice => Family::Write,
+            Self::Truncate => Family::Truncate,
+            Self::Fallocate => Family::Fallocate,
+            Self::Fsync => Family::Fsync,
+            Self::Fdatasync => Family::Fdatasync,
+            Self::Sync => Family::Sync,
+            Self::SyncFileRange => Family::SyncFileRange,
+            Self::Msync => Family::Msync,
+            Self::Rename => Family::Rename,
+            Self::Link => Family::Link,
+            Self::Symlink => Family::Symlink,
+            Self::Unlink => Family::Unlink,
+            Self::Mkdir => Family::Mkdir,
+            Self::Rmdir => Family::Rmdir,
+            Self::MapShared => Family::Map,
+            Self::Clone => Family::Clone,
+        }
+    }
+
     /// The name as the manual has it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -231,6 +353,8 @@ pub struct Trace {
     pub ops: Vec<Op>,
     /// For each ack, how many ops had been done when it was given.
     pub acks: Vec<usize>,
+    /// What each ack said, as a hash of the line; empty if that is not known.
+    pub said: Vec<u64>,
 }
 
 impl Trace {

@@ -4,21 +4,20 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::describe;
-use crate::fault::{FaultKind, Injection};
-use crate::history::History;
+use crate::history::{AfterFailure, History};
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// Judges one trial by the promises that the scenario asks about.
 #[must_use]
 pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>) -> Verdict {
-    if let Some(why) = says_nothing(outcome) {
+    let nothing = says_nothing(outcome);
+    // One that hangs after something had failed can still have done harm.
+    let hangs = nothing == Some(Why::TimedOut) && is_told(outcome);
+    if let Some(why) = nothing.filter(|_| !hangs) {
         return Verdict::Inconclusive(why);
     }
-    let owed = match outcome.exit {
-        Exit::Status(0) => history.last(),
-        _ => history.owed_after(outcome.acks),
-    };
+    let owed = owed(outcome, history);
     let (mut found, comparable) = state(outcome, history, owed);
     found.extend(outcome.checks.iter().filter_map(check));
     found.extend(recovery(outcome, history, owed));
@@ -26,24 +25,39 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
     found.sort_by_key(|violation| violation.kind.promise());
     match (found.is_empty(), comparable) {
         (false, _) => Verdict::Violated(found),
+        (true, _) if hangs => Verdict::Inconclusive(Why::TimedOut),
         (true, Comparable::No) => Verdict::Inconclusive(Why::NotComparable),
         (true, Comparable::Yes) => Verdict::Pass,
     }
 }
 
+/// The version that the subject has promised: by its acks, or by ending with status 0.
+#[must_use]
+pub fn owed(outcome: &Outcome, history: &History) -> usize {
+    match outcome.exit {
+        Exit::Status(0) => history.last(),
+        _ => history.owed_by(outcome.acks, &outcome.said),
+    }
+}
+
+/// Whether something failed and the subject was told of it.
+fn is_told(outcome: &Outcome) -> bool {
+    outcome.fault.is_told() && outcome.injection.struck()
+}
+
 fn says_nothing(outcome: &Outcome) -> Option<Why> {
-    match (&outcome.exit, &outcome.injection) {
+    match (&outcome.exit, outcome.injection.struck()) {
         (Exit::TimedOut, _) => Some(Why::TimedOut),
         (Exit::TooManyProcesses, _) => Some(Why::TooManyProcesses),
-        // A program that a short write brings down has met the fault, and what is left counts.
-        (Exit::Signal(signal), Injection::At(_))
-            if outcome.fault.kind() == FaultKind::ShortWrite && *signal != libc::SIGKILL =>
+        // A program that a failed call brings down has met the fault, and what is left counts.
+        (Exit::Signal(signal), true)
+            if outcome.fault.is_told() && *signal != libc::SIGKILL =>
         {
             None
         }
         (Exit::Signal(_), _) => Some(Why::DiedOtherwise),
-        (Exit::Killed | Exit::Status(_), Injection::NotReached) => Some(Why::NotReached),
-        (Exit::Killed | Exit::Status(_), Injection::At(_)) => None,
+        (Exit::Killed | Exit::Status(_), false) => Some(Why::NotReached),
+        (Exit::Killed | Exit::Status(_), true) => None,
     }
 }
 
@@ -62,17 +76,79 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         let vanished = content.is_none() && !history.may_be_missing(file, op, owed);
         match newest_match(content, history, file).filter(|_| !vanished) {
             Some(version) if version < owed && history.versions_are_known() => {
-                found.push(lost_ack(file, version, owed, outcome.acks));
+                let what = format!("{} is version {version}", file.display());
+                found.extend(lost(outcome, owed, &what));
             }
             Some(version) if version < owed => comparable = Comparable::No,
-            Some(_) => {}
-            None => match mismatch(outcome.survivor.files.get(file), history, file) {
-                Some(violation) => found.push(violation),
+            Some(version) => found.extend(unsynced(outcome, file, version, owed)),
+            None => match mismatch(outcome, history, file) {
+                Some(violation) => {
+                    if is_told(outcome) && all_promised(outcome, history) {
+                        let detail = format!("{}, but {}", violation.detail, promise(outcome, owed));
+                        found.push(Violation { kind: ViolationKind::SilentFailure, detail });
+                    }
+                    found.push(violation);
+                }
                 None => comparable = Comparable::No,
             },
         }
     }
     (found, comparable)
+}
+
+/// A version that was promised and is not there. If the subject was told that something had
+/// failed, it has passed that over in silence.
+fn lost(outcome: &Outcome, owed: usize, what: &str) -> Vec<Violation> {
+    let detail = format!("{what}, but {}", promise(outcome, owed));
+    let silent = is_told(outcome).then(|| Violation {
+        kind: ViolationKind::SilentFailure,
+        detail: detail.clone(),
+    });
+    let lost = Violation { kind: ViolationKind::LostAck, detail };
+    std::iter::once(lost).chain(silent).collect()
+}
+
+/// What the subject has said to the world, in words.
+fn promise(outcome: &Outcome, owed: usize) -> String {
+    match (outcome.exit, outcome.acks) {
+        (Exit::Status(0), _) => format!("exit status 0 promises version {owed}"),
+        (_, 1) => format!("1 ack promises version {owed}"),
+        (_, acks) => format!("{acks} acks promise version {owed}"),
+    }
+}
+
+/// Whether the subject has said that all is saved.
+fn all_promised(outcome: &Outcome, history: &History) -> bool {
+    outcome.exit == Exit::Status(0) || history.all_acked(outcome.acks)
+}
+
+/// A state that is there and is not on disk: a failed fsync has left it in memory.
+fn unsynced(outcome: &Outcome, file: &Path, version: usize, owed: usize) -> Vec<Violation> {
+    let names = file.parent().unwrap_or(Path::new(""));
+    let is_in = |path: &Path| outcome.unsynced.iter().any(|unsynced| unsynced == path);
+    let name = file.display();
+    let promised = version <= owed;
+    if is_in(file) && promised {
+        let what = format!(
+            "version {version} of {name} is in memory only: an fsync failed, which marks its \
+             pages clean, and nothing has written them again"
+        );
+        lost(outcome, owed, &what)
+    } else if is_in(file) {
+        let detail = format!(
+            "{name} was replaced by bytes that a failed fsync has left in memory only: after a \
+             power cut neither the old nor the new state is there"
+        );
+        vec![Violation { kind: ViolationKind::Unsynced, detail }]
+    } else if is_in(names) && promised {
+        let what = format!(
+            "the name of version {version} of {name} is in memory only: the fsync of its \
+             directory failed"
+        );
+        lost(outcome, owed, &what)
+    } else {
+        Vec::new()
+    }
 }
 
 /// The newest version of `file` that `content` is.
@@ -86,7 +162,8 @@ fn newest_match(content: Option<&Content>, history: &History, file: &Path) -> Op
 
 /// What is wrong with content that is no version; `None` when the run does not repeat and nothing
 /// is wrong for certain.
-fn mismatch(content: Option<&Content>, history: &History, file: &Path) -> Option<Violation> {
+fn mismatch(outcome: &Outcome, history: &History, file: &Path) -> Option<Violation> {
+    let content = outcome.survivor.files.get(file);
     let name = file.display().to_string();
     let bytes = match content {
         None => {
@@ -106,6 +183,9 @@ fn mismatch(content: Option<&Content>, history: &History, file: &Path) -> Option
         .collect();
     let json = history.is_json(file);
     let violation = describe::damage(&name, bytes, &versions, json);
+    if is_told(outcome) && history.after_failure == AfterFailure::MayDiffer {
+        return differs_for_certain(violation.kind, json, bytes).then_some(violation);
+    }
     // Where each run saves other bytes, what is no version of one may be one of another.
     let certain = match violation.kind {
         ViolationKind::Empty | ViolationKind::Zeroed => true,
@@ -115,10 +195,13 @@ fn mismatch(content: Option<&Content>, history: &History, file: &Path) -> Option
     (certain || history.versions_are_known()).then_some(violation)
 }
 
-fn lost_ack(file: &Path, version: usize, owed: usize, acks: u64) -> Violation {
-    let detail =
-        format!("{} is version {version}, but {acks} acks promise version {owed}", file.display());
-    Violation { kind: ViolationKind::LostAck, detail }
+/// Whether bytes are damaged, and not perhaps the state of a program that has met a failure: it may
+/// count its failures, or save something else.
+fn differs_for_certain(kind: ViolationKind, json: bool, bytes: &[u8]) -> bool {
+    match kind {
+        ViolationKind::Empty | ViolationKind::Zeroed | ViolationKind::Torn => true,
+        _ => json && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_err(),
+    }
 }
 
 fn check(check: &Check) -> Option<Violation> {

@@ -18,12 +18,39 @@ pub struct Outcome {
     pub exit: Exit,
     /// How many acks the world saw.
     pub acks: u64,
+    /// What each of them said, as a hash of the line; empty if that is not known.
+    pub said: Vec<u64>,
+    /// What the subject did from the first call that failed on; empty if nobody looked.
+    pub steps: Vec<Step>,
+    /// State files of which a failed fsync left bytes in memory only, and directories whose names
+    /// it left there; relative to the trial directory.
+    pub unsynced: Vec<PathBuf>,
     /// What was left, before any recovery.
     pub survivor: Survivor,
     /// What the user's own checks said of it.
     pub checks: Vec<Check>,
     /// What the subject's recovery made of it.
     pub recovery: Recovery,
+}
+
+/// Something that a subject did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A storage call.
+    Called {
+        /// The call with its arguments, as `strace` shows them.
+        what: String,
+        /// What it returned: bytes or 0, or minus the error number; none if it was not seen to
+        /// return.
+        result: Option<i64>,
+        /// Whether the trial made it fail.
+        injected: bool,
+    },
+    /// A line that it printed, or an ack that it gave.
+    Said(String),
+    /// There was more.
+    More(usize),
 }
 
 /// How a subject ended.

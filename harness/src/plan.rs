@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind, Nature, Point, Strike};
 use crate::op::{ByteOffset, Call, Effect, OpIndex, Trace};
+use crate::sweep::{Number, Reach, Sweep};
 
 /// The page size at which Linux cuts a killed write.
 pub const PAGE_BYTES: u64 = 4096;
@@ -47,6 +48,8 @@ pub struct Site {
     pub offset: ByteOffset,
     /// How many bytes it moves.
     pub length: u64,
+    /// Whether it is an open that makes the file when it is missing.
+    pub creates: bool,
 }
 
 /// All places of one subject at which faults can strike.
@@ -72,6 +75,7 @@ impl Sites {
                 _ => ByteOffset(0),
             },
             length: op.written() as u64,
+            creates: matches!(op.effect, Effect::Open { create: true, .. }),
         });
         Self {
             sites: sites.collect(),
@@ -88,7 +92,63 @@ impl Sites {
 
 /// Makes the trials of one subject.
 #[derive(Clone, Debug)]
-pub struct Planner {
+pub enum Planner {
+    /// Places are drawn.
+    Sampled(Sampler),
+    /// All places are struck, one after another.
+    Swept(Sweep),
+}
+
+impl Planner {
+    /// A planner for the subject with these sites; `stream` keeps subjects apart.
+    #[must_use]
+    pub fn new(
+        seed: Seed,
+        stream: u64,
+        kind: FaultKind,
+        granularity: Granularity,
+        sites: Sites,
+    ) -> Self {
+        Self::Sampled(Sampler::new(seed, stream, kind, granularity, sites))
+    }
+
+    /// A planner that sweeps.
+    #[must_use]
+    pub fn sweeping(kind: FaultKind, sites: &Sites, reach: &Reach) -> Self {
+        Self::Swept(Sweep::new(kind, sites, reach))
+    }
+
+    /// The fault of trial `n`; `None` when there is nowhere to strike.
+    #[must_use]
+    pub fn fault(&self, n: u64) -> Option<Fault> {
+        match self {
+            Self::Sampled(sampler) => sampler.fault(n),
+            Self::Swept(sweep) => sweep.fault(Number::from_kept(n)),
+        }
+    }
+
+    /// Whether there is anywhere to strike.
+    #[must_use]
+    pub fn has_places(&self) -> bool {
+        match self {
+            Self::Sampled(sampler) => sampler.fault(0).is_some(),
+            Self::Swept(sweep) => sweep.lanes() > 0,
+        }
+    }
+
+    /// How many different faults there are, if they can be counted beforehand.
+    #[must_use]
+    pub fn population(&self) -> Option<u64> {
+        match self {
+            Self::Sampled(sampler) => sampler.population(),
+            Self::Swept(_) => None,
+        }
+    }
+}
+
+/// Draws places.
+#[derive(Clone, Debug)]
+pub struct Sampler {
     seed: Seed,
     kind: FaultKind,
     sites: Sites,
@@ -99,8 +159,8 @@ pub struct Planner {
     granularity: Granularity,
 }
 
-impl Planner {
-    /// A planner for the subject with these sites; `stream` keeps subjects apart.
+impl Sampler {
+    /// A sampler for the subject with these sites; `stream` keeps subjects apart.
     #[must_use]
     pub fn new(
         seed: Seed,
@@ -132,7 +192,7 @@ impl Planner {
     #[must_use]
     pub fn population(&self) -> Option<u64> {
         match self.kind {
-            FaultKind::KillAfter => None,
+            FaultKind::KillAfter | FaultKind::Errno | FaultKind::DiskFull => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }
@@ -186,7 +246,7 @@ impl Planner {
         let strike = Strike { op, call, nth, point, nature };
         match self.kind {
             FaultKind::ShortWrite => Fault::ShortWrite(strike),
-            FaultKind::Kill | FaultKind::KillAfter => Fault::Kill(strike),
+            _ => Fault::Kill(strike),
         }
     }
 }
@@ -212,17 +272,17 @@ mod tests {
 
     fn site(op: usize, call: Call, offset: u64, length: u64) -> Site {
         let (op, offset) = (OpIndex(op), ByteOffset(offset));
-        Site { op, call, nth: 1, path: "s".into(), offset, length }
+        Site { op, call, nth: 1, path: "s".into(), offset, length, creates: false }
     }
 
-    fn planner(kind: FaultKind, granularity: Granularity) -> Planner {
+    fn planner(kind: FaultKind, granularity: Granularity) -> Sampler {
         let sites = vec![
             site(0, Call::Open, 0, 0),
             site(1, Call::Write, 0, 5000),
             site(2, Call::Pwrite, 5000, 10),
             site(3, Call::Close, 0, 0),
         ];
-        Planner::new(Seed(7), 0, kind, granularity, Sites { sites, duration_us: 1000 })
+        Sampler::new(Seed(7), 0, kind, granularity, Sites { sites, duration_us: 1000 })
     }
 
     #[test]
@@ -259,7 +319,7 @@ mod tests {
     #[test]
     fn pages_are_those_of_the_file_and_not_of_the_write() {
         let sites = vec![site(0, Call::Write, 100, 9000)];
-        let planner = Planner::new(
+        let planner = Sampler::new(
             Seed(1),
             0,
             FaultKind::Kill,
@@ -276,7 +336,7 @@ mod tests {
     #[test]
     fn nowhere_to_strike_is_said() {
         let none = Sites { sites: Vec::new(), duration_us: 0 };
-        let planner = Planner::new(Seed(1), 0, FaultKind::Kill, Granularity::Byte, none);
+        let planner = Sampler::new(Seed(1), 0, FaultKind::Kill, Granularity::Byte, none);
         assert_eq!(planner.fault(0), None);
     }
 }

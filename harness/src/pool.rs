@@ -12,19 +12,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
+use crate::agenda::Range;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::os::{process, signals};
 use crate::record::Record;
-
-/// A range of trial numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The first.
-    pub start: u64,
-    /// How many.
-    pub count: u64,
-}
 
 /// What a worker does with one trial.
 pub trait Work {
@@ -155,10 +147,7 @@ impl Worker {
         while self.in_hand.len() < IN_HAND {
             let Some(range) = next(self.next_count) else { return Ok(()) };
             self.in_hand.push_back((range, Instant::now()));
-            let mut command = [0; 16];
-            command[..8].copy_from_slice(&range.start.to_le_bytes());
-            command[8..].copy_from_slice(&range.count.to_le_bytes());
-            if self.commands.write_all(&command).is_err() {
+            if self.commands.write_all(&command_of(range)).is_err() {
                 return self.died();
             }
         }
@@ -241,19 +230,17 @@ fn serve<'a>(
         Ok(work) => work,
         Err(error) => return out.write_all(&error_line(&error)).context(lost),
     };
-    let mut command = [0; 16];
+    let mut command = [0; COMMAND_BYTES];
     loop {
         match commands.read_exact(&mut command) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).context("read from the coordinator"),
         }
-        let (start, count) = command.split_at(8);
-        let start = u64::from_le_bytes(start.try_into().unwrap_or_default());
-        let count = u64::from_le_bytes(count.try_into().unwrap_or_default());
+        let range = range_of(&command);
         let mut done = 0;
-        while done < count {
-            match work.trials(Range { start: start + done, count: count - done }) {
+        while done < range.count {
+            match work.trials(range.after(done)) {
                 Ok(records) => {
                     // A worker that does nothing would do so for ever.
                     done += (records.len() as u64).max(1);
@@ -271,6 +258,25 @@ fn serve<'a>(
         }
         out.write_all(b"d\n").and_then(|()| out.flush()).context(lost)?;
     }
+}
+
+/// A range on its way to a worker: four numbers.
+const COMMAND_BYTES: usize = 32;
+
+fn command_of(range: Range) -> [u8; COMMAND_BYTES] {
+    let mut command = [0; COMMAND_BYTES];
+    let numbers = [range.subject as u64, range.start, range.stride, range.count];
+    for (place, number) in command.chunks_exact_mut(8).zip(numbers) {
+        place.copy_from_slice(&number.to_le_bytes());
+    }
+    command
+}
+
+fn range_of(command: &[u8; COMMAND_BYTES]) -> Range {
+    let number =
+        |n: usize| u64::from_le_bytes(command[8 * n..8 * n + 8].try_into().unwrap_or_default());
+    let subject = usize::try_from(number(0)).unwrap_or(usize::MAX);
+    Range { subject, start: number(1), stride: number(2), count: number(3) }
 }
 
 /// An error on its way to the coordinator: "e", status, message and help.

@@ -24,10 +24,11 @@ pub fn prepare(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     match subject {
-        Subject::BuiltIn { strategy, saves, state_bytes } => {
+        Subject::BuiltIn { strategy, saves, state_bytes, growth_bytes } => {
             let strategy = Strategy::by_name(strategy)
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
-            built_in(name, BuiltIn::new(strategy, *saves, *state_bytes), lab, planner)
+            let subject = BuiltIn::new(strategy, *saves, *state_bytes, *growth_bytes);
+            built_in(name, subject, lab, planner)
         }
         Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
     }

@@ -43,6 +43,20 @@ impl Progress {
         Self { shown, total, done: 0, failed: 0, started: Instant::now() }
     }
 
+    /// Corrects how many trials there will be.
+    pub fn expect(&mut self, total: u64) {
+        self.total = total;
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_length(total);
+        }
+    }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
     /// Counts one trial.
     pub fn count(&mut self, failed: bool) {
         self.done += 1;

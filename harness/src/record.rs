@@ -2,21 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fault::{Fault, Nature, Point};
-use crate::op::OpIndex;
+use crate::fault::{Injection, Nature, Place, Struck};
+use crate::op::Family;
 use crate::outcome::Outcome;
 use crate::verdict::{Verdict, ViolationKind, Why};
 
 /// One trial in short. The fault itself follows from the plan and `n`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The number of the trial in its run, from 0, over all subjects.
+    /// The number of the trial of its subject: see `plan` and `sweep`.
     pub n: u64,
     /// The place of the subject in the plan.
     pub subject: usize,
-    /// The op and the place in it at which the fault was to strike, if it strikes at one.
+    /// Where the fault was to strike.
+    pub at: Place,
+    /// Whether it struck.
+    pub struck: bool,
+    /// The call that failed, and what it returned, if the subject was told of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<(OpIndex, Point)>,
+    pub met: Option<(Family, i64)>,
     /// Whether Linux itself can leave this.
     pub nature: Nature,
     /// How many acks the world saw.
@@ -56,23 +60,23 @@ impl From<&Verdict> for Brief {
 }
 
 impl Record {
-    /// The op and the place in it at which a fault is to strike, if it strikes at one.
-    #[must_use]
-    pub fn place(fault: &Fault) -> Option<(OpIndex, Point)> {
-        match fault {
-            Fault::Kill(strike) | Fault::ShortWrite(strike) => Some((strike.op, strike.point)),
-            Fault::KillAfter { .. } => None,
-        }
-    }
-
     /// The record of trial `n`.
     #[must_use]
     pub fn new(n: u64, subject: usize, outcome: &Outcome, verdict: &Verdict) -> Self {
-        let at = Self::place(&outcome.fault);
+        let met = match &outcome.injection {
+            Injection::At(Struck::Failed { call, result, .. })
+            | Injection::Both(Struck::Failed { call, result, .. }, _) => {
+                // How many bytes a short write took does not matter here.
+                Some((call.family(), (*result).min(0)))
+            }
+            _ => None,
+        };
         Self {
             n,
             subject,
-            at,
+            at: outcome.fault.place(),
+            struck: outcome.injection.struck(),
+            met,
             nature: outcome.fault.nature(),
             acks: outcome.acks,
             verdict: verdict.into(),

@@ -3,21 +3,23 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
-use crate::fault::Injection;
+use crate::fault::{FaultKind, Injection};
 use crate::history::History;
 use crate::inject;
 use crate::lab::Lab;
 use crate::oracle;
-use crate::outcome::{Content, Exit, Outcome};
+use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Planner, Seed};
 use crate::prepare;
 use crate::results::{self, Kept};
 use crate::trial::Trial;
 use crate::verdict::Verdict;
+use crate::volume::Volume;
 
 /// One trial, run again.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +36,8 @@ pub struct Replayed {
     pub acks: u64,
     /// The version that is then owed.
     pub owed: usize,
+    /// What the subject did from the strike on.
+    pub steps: Vec<Step>,
     /// The verdict.
     pub verdict: Verdict,
     /// Whether the verdict and every surviving byte are those that were kept.
@@ -81,12 +85,22 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
             .keep(),
     };
     let room = lab.room(0)?;
-    let mut injector = inject::for_subject(&prepared, &room)?;
+    let volume = match kind {
+        FaultKind::DiskFull => {
+            Some(Rc::new(Volume::make(&room, kept.reach.fs, kept.reach.fs_bytes)?))
+        }
+        _ => None,
+    };
+    let mut injector = inject::for_subject(&prepared, &room, volume)?;
     injector.keep_in(directory.clone());
     let outcomes = injector.inject(std::slice::from_ref(&kept.trial.fault))?;
     let [outcome] = &outcomes[..] else {
         return Err(Error::internal("one fault must have one outcome"));
     };
+    let mut steps = outcome.steps.clone();
+    if steps.is_empty() && kind != FaultKind::Kill && outcome.fault.is_told() {
+        steps = injector.explain(&kept.trial.fault)?;
+    }
     let verdict = oracle::judge(outcome, &prepared.history, &kept.promises);
     let files = files(outcome, &prepared.history, &survivor);
     let again = verdict == Verdict::Violated(kept.violations.clone())
@@ -100,7 +114,8 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         injection: outcome.injection.clone(),
         exit: outcome.exit,
         acks: outcome.acks,
-        owed: prepared.history.owed_after(outcome.acks),
+        owed: oracle::owed(outcome, &prepared.history),
+        steps,
         verdict,
         again,
         directory,
@@ -115,7 +130,7 @@ fn not_reached(kept: &Kept) -> Error {
 }
 
 fn files(outcome: &Outcome, history: &History, survivor: &Path) -> Vec<ReplayedFile> {
-    let owed = history.owed_after(outcome.acks);
+    let owed = oracle::owed(outcome, history);
     let all: BTreeSet<&PathBuf> =
         history.files().into_iter().chain(outcome.survivor.files.keys()).collect();
     all.into_iter()

@@ -15,16 +15,17 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::fault::Injection;
-use crate::outcome::{Content, Outcome};
+use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Seed, Sites};
 use crate::record::Record;
 use crate::scenario::Scenario;
 use crate::subject::Subject;
+use crate::sweep::Reach;
 use crate::trial::Trial;
 use crate::verdict::{Promise, Violation};
 
 /// The version of all JSON that is kept.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 /// Where runs are kept unless the user says otherwise.
 pub const DEFAULT_ROOT: &str = "results/runs";
 const PLAN: &str = "plan.json";
@@ -48,8 +49,10 @@ pub struct Plan {
     pub kernel: String,
     /// The seed.
     pub seed: Seed,
-    /// How many trials of each subject.
-    pub trials: u64,
+    /// How many trials of each subject; none for a whole sweep.
+    pub trials: Option<u64>,
+    /// How far a sweep goes.
+    pub reach: Reach,
     /// The kind of fault.
     pub fault: FaultKind,
     /// Where faults may strike.
@@ -84,6 +87,8 @@ pub struct Kept {
     pub trial: Trial,
     /// The subject.
     pub subject: Subject,
+    /// On what small disk it was, if it was on one.
+    pub reach: Reach,
     /// The promises that were judged.
     pub promises: BTreeSet<Promise>,
     /// What the fault met.
@@ -92,6 +97,10 @@ pub struct Kept {
     pub acks: u64,
     /// What was broken.
     pub violations: Vec<Violation>,
+    /// How the subject ended.
+    pub exit: Exit,
+    /// What it did from the strike on.
+    pub steps: Vec<Step>,
 }
 
 /// The directory of one run.
@@ -311,7 +320,9 @@ mod tests {
         Record {
             n,
             subject: 0,
-            at: None,
+            at: crate::fault::Place::Moment,
+            struck: true,
+            met: None,
             nature: Nature::Natural,
             acks: 0,
             verdict: Brief::Pass,

@@ -6,7 +6,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::books::{Books, Todo};
+use crate::agenda::{Agenda, Front, Sampled};
+use crate::books::Books;
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::lab::{self, Lab};
@@ -17,10 +18,11 @@ use crate::pool::{Completion, Pool, Work};
 use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
-use crate::report::{Report, Row};
+use crate::report::{Report, Row, Swept};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::Scenario;
 use crate::subject::{Prepared, Subject};
+use crate::sweep::Reach;
 use crate::verdict::Promise;
 use crate::worker::Worker;
 
@@ -35,8 +37,10 @@ pub struct Request {
     pub granularity: Granularity,
     /// The seed.
     pub seed: Seed,
-    /// How many trials of each subject.
-    pub trials: u64,
+    /// How many trials of each subject; none for a whole sweep.
+    pub trials: Option<u64>,
+    /// How far a sweep goes.
+    pub reach: Reach,
     /// The subjects, with their names in tables.
     pub subjects: Vec<(String, Subject)>,
     /// The promises that are judged.
@@ -77,7 +81,12 @@ pub fn run(request: &Request) -> Result<Report> {
             // A run that goes on strikes where its plan says, however long this machine took now.
             let planned = earlier.as_ref().and_then(|plan| plan.subjects.get(stream));
             let sites = planned.map_or(sites, |subject| subject.sites.clone());
-            Planner::new(request.seed, stream as u64, kind, granularity, sites)
+            match kind {
+                FaultKind::Errno | FaultKind::DiskFull => {
+                    Planner::sweeping(kind, &sites, &request.reach)
+                }
+                _ => Planner::new(request.seed, stream as u64, kind, granularity, sites),
+            }
         })?;
         // Workers fork the faster the less memory they have, and the trace is not used any more.
         (one.before, one.trace) = (Files::default(), Trace::default());
@@ -105,12 +114,12 @@ pub fn run(request: &Request) -> Result<Report> {
         directory.write_plan(&plan)?;
     }
     let mut books = Books::new(prepared.len());
-    let mut todo = Todo::new(request.trials * prepared.len() as u64);
+    let mut agenda = agenda(request, &prepared);
     let mut foreign = None;
     directory.read_outcomes(|record| {
-        if !of_this_plan(&record, request, &prepared) {
+        if !of_this_plan(&record, &prepared) {
             foreign = Some(record.n);
-        } else if todo.cross_out(record.n) {
+        } else if agenda.recall(&record) {
             books.enter(&record);
         }
     })?;
@@ -118,22 +127,29 @@ pub fn run(request: &Request) -> Result<Report> {
         return Err(Error::usage(format!("outcome {n} is not of this plan"))
             .help("the results were changed by hand, or mixed; start the run anew"));
     }
-    let done = trials(request, &lab, &prepared, &directory, &mut todo, &mut books)?;
-    let report = report(request, &lab, prepared, &directory, books, &done);
+    let done = trials(request, &lab, &prepared, &directory, &mut agenda, &mut books)?;
+    let report = report(request, &lab, prepared, &directory, (books, &agenda), &done);
     directory.write_report(&report)?;
     Ok(report)
 }
 
+/// What there is to do.
+fn agenda(request: &Request, prepared: &[Prepared]) -> Agenda {
+    let sweep = |(index, subject): (usize, &Prepared)| match &subject.planner {
+        Planner::Swept(sweep) => Some(Front::new(index, sweep.clone(), request.trials)),
+        Planner::Sampled(_) => None,
+    };
+    match prepared.iter().enumerate().map(sweep).collect() {
+        Some(fronts) => Agenda::Swept(fronts),
+        None => Agenda::Sampled(Sampled::new(prepared.len(), request.trials.unwrap_or(1))),
+    }
+}
+
 /// Whether a kept outcome is of the trial that this plan makes of its number.
-fn of_this_plan(record: &Record, request: &Request, prepared: &[Prepared]) -> bool {
-    let (index, n) = (record.n / request.trials, record.n % request.trials);
-    let subject = usize::try_from(index).ok().and_then(|index| prepared.get(index));
-    let fault = subject.and_then(|subject| subject.planner.fault(n));
-    fault.is_some_and(|fault| {
-        record.subject as u64 == index
-            && record.at == Record::place(&fault)
-            && record.nature == fault.nature()
-    })
+fn of_this_plan(record: &Record, prepared: &[Prepared]) -> bool {
+    let subject = prepared.get(record.subject);
+    let fault = subject.and_then(|subject| subject.planner.fault(record.n));
+    fault.is_some_and(|fault| record.at == fault.place() && record.nature == fault.nature())
 }
 
 fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
@@ -145,6 +161,7 @@ fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
         kernel: kernel(),
         seed: request.seed,
         trials: request.trials,
+        reach: request.reach.clone(),
         fault: request.fault,
         granularity: request.granularity,
         scenario: request.scenario.clone(),
@@ -194,27 +211,36 @@ fn trials(
     lab: &Lab,
     prepared: &[Prepared],
     directory: &RunDirectory,
-    todo: &mut Todo,
+    agenda: &mut Agenda,
     books: &mut Books,
 ) -> Result<Done> {
     // Without tracing there is nothing to keep on one CPU, and a pinned subject is no untouched one.
     let pin = request.fault != FaultKind::KillAfter;
     let mut pool = Pool::start(request.place.jobs, pin, |index| {
         let room = lab::room(lab.path(), index)?;
-        Ok(Box::new(Worker::new(request, prepared, directory, room)) as Box<dyn Work>)
+        Ok(Box::new(Worker::new(request, prepared, directory, room)?) as Box<dyn Work>)
     })?;
     let mut log = BufWriter::with_capacity(1 << 18, directory.append_outcomes()?);
-    let progress = RefCell::new(Progress::new(todo.left(), request.place.quiet));
+    let progress = RefCell::new(Progress::new(agenda.left(), request.place.quiet));
+    let agenda = RefCell::new(agenda);
     let (mut fresh, started) = (0, Instant::now());
     let completion = pool.run(
-        &mut |count| todo.next(count),
+        &mut |count| agenda.borrow_mut().next(count),
         &mut |record, line| {
             fresh += 1;
+            agenda.borrow_mut().heard(&record);
             progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
             books.enter(&record);
             log.write_all(line).context("keep an outcome")
         },
-        &mut || progress.borrow_mut().show(),
+        &mut || {
+            let mut progress = progress.borrow_mut();
+            if let Agenda::Swept(_) = **agenda.borrow() {
+                let total = progress.done() + agenda.borrow().left();
+                progress.expect(total);
+            }
+            progress.show();
+        },
     );
     let elapsed = started.elapsed();
     log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
@@ -227,7 +253,7 @@ fn report(
     lab: &Lab,
     prepared: Vec<Prepared>,
     directory: &RunDirectory,
-    books: Books,
+    (books, agenda): (Books, &Agenda),
     done: &Done,
 ) -> Report {
     let rows = prepared.into_iter().zip(books.into_rows());
@@ -238,7 +264,10 @@ fn report(
         seed: request.seed,
         command_line: request.command_line.clone(),
         kernel: kernel(),
-        file_system: file_system(lab.path()),
+        file_system: match request.fault {
+            FaultKind::DiskFull => request.reach.fs.name().to_owned(),
+            _ => file_system(lab.path()),
+        },
         jobs: request.place.jobs,
         elapsed_ms: u64::try_from(done.elapsed.as_millis()).unwrap_or(u64::MAX),
         trials_now: done.trials,
@@ -246,11 +275,16 @@ fn report(
         directory: shown(directory.path()),
         promises: request.promises.clone(),
         subjects: rows
-            .map(|(prepared, (tally, kept))| Row {
+            .enumerate()
+            .map(|(index, (prepared, (tally, kept)))| Row {
+                sweep: match prepared.planner {
+                    Planner::Swept(_) => Some(Swept { open_lanes: agenda.open_lanes(index) }),
+                    Planner::Sampled(_) => None,
+                },
                 population: prepared.planner.population(),
                 expectation: request.scenario.expectation(&prepared.name, &request.promises),
                 name: prepared.name,
-                planned: request.trials,
+                planned: request.trials.unwrap_or(tally.trials()),
                 interval: tally.interval(),
                 tally,
                 kept,

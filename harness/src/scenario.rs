@@ -10,13 +10,16 @@ use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::plan::Granularity;
 use crate::suggest;
+use crate::sweep::Reach;
 use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 2] = [
+pub const EMBEDDED: [(&str, &str); 4] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
+    ("enospc", include_str!("../../scenarios/enospc.toml")),
+    ("errno", include_str!("../../scenarios/errno.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -32,14 +35,21 @@ pub struct Scenario {
     /// Where faults may strike.
     #[serde(default = "granularity")]
     pub granularity: Granularity,
-    /// How many trials of each subject.
-    pub trials: u64,
+    /// How many trials of each subject; a sweep has as many as it needs, unless this is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trials: Option<u64>,
     /// How often a built-in strategy saves in one trial.
     #[serde(default = "one")]
     pub saves: u64,
     /// How large a built-in strategy's state is.
     #[serde(default = "page")]
     pub state_bytes: usize,
+    /// How much larger each version of it is than the one before.
+    #[serde(default)]
+    pub growth_bytes: usize,
+    /// How far a sweep goes.
+    #[serde(default)]
+    pub sweep: Reach,
     /// The built-in strategies that run when none is named.
     pub strategies: Vec<String>,
     /// The promises that are judged.
@@ -131,17 +141,16 @@ impl Scenario {
             ))
             .help(format!("use {range} bytes")));
         }
-        if self.trials == 0 || self.saves == 0 {
-            let key = if self.trials == 0 { "trials" } else { "saves" };
+        if self.trials == Some(0) || self.saves == 0 {
+            let key = if self.saves == 0 { "saves" } else { "trials" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
-        if self.promises.contains(&Promise::Honest) || self.promises.contains(&Promise::Checked) {
-            return Err(Error::usage(format!(
-                "{}: `honest` and `checked` are not judged by this fault",
-                at("promises")
-            ))
-            .help("judge atomic, durable, recoverable or tidy"));
+        let sweeps = matches!(self.fault, FaultKind::Errno | FaultKind::DiskFull);
+        if self.trials.is_none() && !sweeps {
+            return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
+                .help("say how many trials of each subject there shall be"));
         }
+        self.check_promises(&at("promises"))?;
         for (name, expectation) in &self.expect {
             if let Some(both) = expectation.keeps.intersection(&expectation.breaks).next() {
                 let place = at(&format!("[expect.{name}]"));
@@ -152,6 +161,27 @@ impl Scenario {
             }
         }
         Ok(())
+    }
+
+    fn check_promises(&self, place: &str) -> Result<()> {
+        // Whoever is killed is told of nothing, and can't keep it to himself.
+        let killed = matches!(self.fault, FaultKind::Kill | FaultKind::KillAfter);
+        let unjudged = |promise: Promise| match promise {
+            Promise::Honest => killed,
+            Promise::Checked => true,
+            _ => false,
+        };
+        match self.promises.iter().find(|promise| unjudged(**promise)) {
+            None => Ok(()),
+            Some(promise) => {
+                let what = format!("{place}: `{}` is not judged by this fault", promise.name());
+                Err(Error::usage(what).help(if killed {
+                    "judge atomic, durable, recoverable or tidy"
+                } else {
+                    "judge atomic, durable, recoverable, honest or tidy"
+                }))
+            }
+        }
     }
 
     /// What is expected of the subject called `name`, of which `judged` is judged.

@@ -23,8 +23,11 @@ pub enum Subject {
         strategy: String,
         /// How often it saves in one run.
         saves: u64,
-        /// How large its state is.
+        /// How large its state is, in bytes.
         state_bytes: usize,
+        /// How much larger each version is than the one before, in bytes.
+        #[serde(default)]
+        growth_bytes: usize,
     },
     /// Any program.
     Command(Box<Command>),
@@ -95,10 +98,11 @@ pub struct BuiltIn {
 }
 
 impl BuiltIn {
-    /// The strategy saving `saves` states of `state_bytes` each.
+    /// The strategy saving `saves` states of `state_bytes`, and `growth_bytes` more each time.
     #[must_use]
-    pub fn new(strategy: Strategy, saves: u64, state_bytes: usize) -> Self {
-        let version = |n| Version::from(&BotState::sample(n, state_bytes));
+    pub fn new(strategy: Strategy, saves: u64, state_bytes: usize, growth_bytes: usize) -> Self {
+        let size = |n| state_bytes + growth_bytes * usize::try_from(n).unwrap_or(0);
+        let version = |n| Version::from(&BotState::sample(n, size(n)));
         Self { strategy, versions: (0..=saves + 1).map(version).collect() }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::errno;
 use crate::fault::Nature;
 use crate::record::{Brief, Record};
 use crate::verdict::{Promise, ViolationKind, Why};
@@ -21,6 +22,11 @@ pub struct Tally {
     pub inconclusive: BTreeMap<Why, u64>,
     /// Trials that left temporary files for ever.
     pub leftovers: u64,
+    /// Trials whose fault struck.
+    pub struck: u64,
+    /// Trials by the call that failed first and by its error; `short` for a write that fell short.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub met: BTreeMap<String, u64>,
 }
 
 /// A count, split by whether Linux itself can leave such a state.
@@ -36,6 +42,11 @@ impl Tally {
     /// Counts one trial.
     pub fn add(&mut self, record: &Record) {
         self.leftovers += u64::from(record.leftovers);
+        self.struck += u64::from(record.struck);
+        if let Some((family, result)) = record.met {
+            let how = if result < 0 { errno::name_of(-result) } else { "short".to_owned() };
+            *self.met.entry(format!("{} {how}", family.name())).or_default() += 1;
+        }
         match &record.verdict {
             Brief::Pass => self.passed += 1,
             Brief::Inconclusive(why) => *self.inconclusive.entry(*why).or_default() += 1,
@@ -143,7 +154,9 @@ mod tests {
         Record {
             n: 0,
             subject: 0,
-            at: None,
+            at: crate::fault::Place::Moment,
+            struck: true,
+            met: None,
             nature,
             acks: 0,
             verdict,

@@ -55,6 +55,8 @@ pub enum ViolationKind {
     Mixed,
     /// Neither old nor new.
     Alien,
+    /// In memory only, after a failed fsync, where the old state was.
+    Unsynced,
     /// Older than what was acknowledged.
     LostAck,
     /// `--check` failed.
@@ -82,9 +84,13 @@ impl ViolationKind {
     #[must_use]
     pub fn promise(self) -> Promise {
         match self {
-            Self::Torn | Self::Empty | Self::Zeroed | Self::Missing | Self::Mixed | Self::Alien => {
-                Promise::Atomic
-            }
+            Self::Torn
+            | Self::Empty
+            | Self::Zeroed
+            | Self::Missing
+            | Self::Mixed
+            | Self::Alien
+            | Self::Unsynced => Promise::Atomic,
             Self::LostAck => Promise::Durable,
             Self::CheckFailed | Self::SchemaBroken | Self::InvariantBroken => Promise::Checked,
             Self::RecoveryFailed | Self::RecoveryHung | Self::Reset | Self::CannotSaveAgain => {
@@ -105,6 +111,7 @@ impl ViolationKind {
             Self::Missing => "missing",
             Self::Mixed => "mixed",
             Self::Alien => "alien",
+            Self::Unsynced => "not on disk",
             Self::LostAck => "lost ack",
             Self::CheckFailed => "check failed",
             Self::SchemaBroken => "schema broken",

@@ -1,24 +1,25 @@
 //! What a worker does with a trial: inject, judge, keep.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use crate::agenda::Range;
 use crate::error::{Context, Error, Result};
-use crate::fault::{Fault, Nature};
+use crate::fault::{Fault, FaultKind, Nature, Place};
 use crate::inject::{self, Injector};
 use crate::lab;
-use crate::op::OpIndex;
 use crate::oracle;
 use crate::os::signals;
 use crate::outcome::Outcome;
-use crate::pool::{Range, Work};
+use crate::pool::Work;
 use crate::record::Record;
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
 use crate::subject::Prepared;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, ViolationKind};
+use crate::volume::Volume;
 
 /// How many violations of one subject a worker keeps with their survivors.
 const KEPT_MAX: usize = 200;
@@ -29,22 +30,43 @@ pub struct Worker<'a> {
     prepared: &'a [Prepared],
     directory: &'a RunDirectory,
     room: PathBuf,
-    injectors: HashMap<usize, Box<dyn Injector + 'a>>,
-    /// What was kept: the first of each kind at each op.
-    kept: HashSet<(usize, ViolationKind, Nature, Option<OpIndex>)>,
+    /// The small disk at the room, if the run is about one.
+    volume: Option<Rc<Volume>>,
+    /// The subject that is being tried.
+    current: Option<(usize, Box<dyn Injector + 'a>)>,
+    /// What was kept: the first of each kind at each place.
+    kept: HashSet<(usize, ViolationKind, Nature, Place)>,
 }
 
 impl<'a> Worker<'a> {
     /// A worker that keeps violations in `directory`.
-    #[must_use]
     pub fn new(
         request: &'a Request,
         prepared: &'a [Prepared],
         directory: &'a RunDirectory,
         room: PathBuf,
-    ) -> Self {
-        let (injectors, kept) = (HashMap::new(), HashSet::new());
-        Self { request, prepared, directory, room, injectors, kept }
+    ) -> Result<Self> {
+        let disk = |()| Volume::make(&room, request.reach.fs, request.reach.fs_bytes).map(Rc::new);
+        let volume = (request.fault == FaultKind::DiskFull).then_some(()).map(disk).transpose()?;
+        let (current, kept) = (None, HashSet::new());
+        Ok(Self { request, prepared, directory, room, volume, current, kept })
+    }
+
+    /// Makes sure that this subject is the one that is being tried.
+    fn turn_to(&mut self, index: usize) -> Result<()> {
+        if self.current.as_ref().is_none_or(|(current, _)| *current != index) {
+            // The old one's processes end before the new one's begin.
+            self.current = None;
+            let prepared = &self.prepared[index];
+            let injector = inject::for_subject(prepared, &self.room, self.volume.clone())?;
+            self.current = Some((index, injector));
+        }
+        Ok(())
+    }
+
+    fn injector(&mut self) -> Result<&mut Box<dyn Injector + 'a>> {
+        let nobody = || Error::internal("no subject is being tried");
+        self.current.as_mut().map(|(_, injector)| injector).ok_or_else(nobody)
     }
 
     /// Keeps a violation if it is the first of its kind here; returns its id.
@@ -56,11 +78,15 @@ impl<'a> Worker<'a> {
     ) -> Result<Option<String>> {
         let Verdict::Violated(violations) = verdict else { return Ok(None) };
         let Some(first) = violations.first() else { return Ok(None) };
-        let key = (index, first.kind, outcome.fault.nature(), outcome.fault.op());
+        let key = (index, first.kind, outcome.fault.nature(), outcome.fault.place().coarse());
         let of_subject = self.kept.iter().filter(|(subject, ..)| *subject == index).count();
         if of_subject >= KEPT_MAX || !self.kept.insert(key) {
             return Ok(None);
         }
+        let steps = match &outcome.steps[..] {
+            [] if outcome.fault.is_told() => self.injector()?.explain(&outcome.fault)?,
+            steps => steps.to_vec(),
+        };
         let (name, subject) = &self.request.subjects[index];
         let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
         let kept = Kept {
@@ -68,11 +94,13 @@ impl<'a> Worker<'a> {
             id: trial.id(),
             trial,
             subject: subject.clone(),
-
+            reach: self.request.reach.clone(),
             promises: self.request.promises.clone(),
             injection: outcome.injection.clone(),
             acks: outcome.acks,
             violations: violations.clone(),
+            exit: outcome.exit,
+            steps,
         };
         self.directory.keep(&kept, outcome)?;
         Ok(Some(kept.id))
@@ -92,28 +120,22 @@ impl Worker<'_> {
 
 impl Work for Worker<'_> {
     fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
-        let trials = self.request.trials;
-        let index = usize::try_from(range.start / trials).unwrap_or(usize::MAX);
+        let index = range.subject;
         let prepared = &self.prepared[index];
-        let injector = match self.injectors.entry(index) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let injector = inject::for_subject(prepared, &self.room)?;
-                entry.insert(injector)
-            }
-        };
-        // Not past the end of this subject.
-        let first = range.start % trials;
-        let together = if self.request.place.keep { 1 } else { injector.together() };
-        let count = range.count.min(trials - first).min(together as u64);
+        self.turn_to(index)?;
+        let keep = self.request.place.keep;
+        // Beside the room, which may be a disk that is full.
+        let copy = self.room.with_extension("copy");
+        let injector = self.injector()?;
+        let together = if keep { 1 } else { injector.together() };
+        let numbers: Vec<u64> = range.numbers().take(together).collect();
         let faults: Vec<Fault> =
-            (first..first + count).filter_map(|n| prepared.planner.fault(n)).collect();
-        if faults.len() as u64 != count {
+            numbers.iter().filter_map(|n| prepared.planner.fault(*n)).collect();
+        if faults.len() != numbers.len() {
             let what = format!("there is nowhere to strike at `{}`", prepared.name);
             return Err(Error::internal(what));
         }
-        let copy = self.room.join("copy");
-        if self.request.place.keep {
+        if keep {
             injector.keep_in(copy.clone());
         }
         let outcomes = injector.inject(&faults)?;
@@ -121,11 +143,11 @@ impl Work for Worker<'_> {
             // What was under way was cut off: it says nothing of the subject.
             return Err(Error::internal("the coordinator has ended"));
         }
-        let judged = outcomes.iter().zip(range.start..).map(|(outcome, n)| {
+        let judged = outcomes.iter().zip(numbers).map(|(outcome, n)| {
             let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
             let mut record = Record::new(n, index, outcome, &verdict);
             record.evidence = self.keep(index, outcome, &verdict)?;
-            if self.request.place.keep {
+            if keep {
                 self.keep_whole(&copy, record.evidence.as_deref())?;
             }
             Ok(record)

@@ -18,6 +18,8 @@ use crate::storage::{FileId, Open, Storage};
 pub const STATE_FILE: &str = "state.json";
 /// What the random temp names begin with.
 const TEMP_PREFIX: &str = ".state.json.";
+/// The name of the backup, of strategies that keep one.
+const BACKUP_FILE: &str = "state.json.bak";
 
 /// A way to save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +42,18 @@ pub enum Strategy {
     TruncateLate,
     /// Bad twin of `atomic`: ignores the count that write returned.
     PartialOk,
+    /// Bad twin of `durable`: catches every error, goes on and acknowledges.
+    SwallowErrors,
+    /// Bad twin of `mkstemp`: tries again with a new temp file and leaves the old one.
+    Leaky,
+    /// Bad: copies the old state to a backup as well as it can, then dumps into the state file.
+    BackupFirst,
+    /// Good twin of `backup-first`: both files are replaced by rename, and both must succeed.
+    Backup,
+    /// Bad twin of `durable`: tries a failed fsync again.
+    FsyncRetry,
+    /// Good twin of `fsync-retry`: writes a fresh temp file when fsync has failed.
+    FsyncAfresh,
 }
 
 /// Where a loaded state came from.
@@ -82,7 +96,7 @@ impl std::error::Error for LoadError {}
 
 impl Strategy {
     /// All strategies, in the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::Unsafe,
         Self::Atomic,
         Self::Replace,
@@ -92,6 +106,12 @@ impl Strategy {
         Self::UnlinkFirst,
         Self::TruncateLate,
         Self::PartialOk,
+        Self::SwallowErrors,
+        Self::Leaky,
+        Self::BackupFirst,
+        Self::Backup,
+        Self::FsyncRetry,
+        Self::FsyncAfresh,
     ];
 
     /// The name in tables and on the command line.
@@ -107,6 +127,12 @@ impl Strategy {
             Self::UnlinkFirst => "unlink-first",
             Self::TruncateLate => "truncate-late",
             Self::PartialOk => "partial-ok",
+            Self::SwallowErrors => "swallow-errors",
+            Self::Leaky => "leaky",
+            Self::BackupFirst => "backup-first",
+            Self::Backup => "backup",
+            Self::FsyncRetry => "fsync-retry",
+            Self::FsyncAfresh => "fsync-afresh",
         }
     }
 
@@ -123,6 +149,12 @@ impl Strategy {
             Self::UnlinkFirst => "atomic, but removes the old file before the rename (bad)",
             Self::TruncateLate => "overwrites in place, then cuts to length (bad)",
             Self::PartialOk => "atomic, but ignores the count that write returned (bad)",
+            Self::SwallowErrors => "durable, but catches every error and acknowledges (bad)",
+            Self::Leaky => "mkstemp that tries again, but leaves a temp file each time (bad)",
+            Self::BackupFirst => "copies to a backup if that works, then dumps in place (bad)",
+            Self::Backup => "backup by rename, then state by rename; both must succeed",
+            Self::FsyncRetry => "durable, but tries a failed fsync again (bad)",
+            Self::FsyncAfresh => "durable; a failed fsync makes it start over with a fresh file",
         }
     }
 
@@ -135,8 +167,21 @@ impl Strategy {
     /// What the program does when it starts, before its first save in `directory`.
     pub fn start(self, disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
         match self {
-            Self::Durable | Self::AckEarly => remove_stale_temps(disk, directory),
+            Self::Durable
+            | Self::AckEarly
+            | Self::SwallowErrors
+            | Self::FsyncRetry
+            | Self::FsyncAfresh => remove_stale_temps(disk, directory),
             _ => Ok(()),
+        }
+    }
+
+    /// Files that it keeps beside the state, and that are no leftovers.
+    #[must_use]
+    pub fn companions(self) -> &'static [&'static str] {
+        match self {
+            Self::BackupFirst | Self::Backup => &[BACKUP_FILE],
+            _ => &[],
         }
     }
 
@@ -161,10 +206,7 @@ impl Strategy {
             Self::Mkstemp => {
                 via_temp(disk, &Temp::random(directory)?, &target, &version.json, Sync::Nothing)?;
             }
-            Self::Durable => {
-                via_temp(disk, &Temp::random(directory)?, &target, &version.json, Sync::File)?;
-                sync_directory(disk, directory)?;
-            }
+            Self::Durable => durably(disk, directory, &version.json)?,
             Self::AckEarly => {
                 let temp = Temp::random(directory)?;
                 write_temp(disk, &temp, &version.json, Sync::File)?;
@@ -180,6 +222,23 @@ impl Strategy {
             }
             Self::TruncateLate => overwrite_then_cut(disk, &target, &version.json)?,
             Self::PartialOk => write_once_and_rename(disk, &target, &version.json)?,
+            Self::SwallowErrors => {
+                // The defect: whatever happens, it goes on.
+                let _ = durably(disk, directory, &version.json);
+            }
+            Self::Leaky => leave_temps(disk, directory, &version.json)?,
+            Self::BackupFirst => {
+                // Two defects: the backup is cut before it is written, and its failure is no
+                // reason to leave the state alone.
+                let _ = copy_over_backup(disk, directory);
+                dump_in_place(disk, &target, &version.json)?;
+            }
+            Self::Backup => {
+                replace_backup(disk, directory)?;
+                via_temp(disk, &Temp::fixed(&target), &target, &version.json, Sync::File)?;
+            }
+            Self::FsyncRetry => retry_fsync(disk, directory, &version.json)?,
+            Self::FsyncAfresh => start_over(disk, directory, &version.json)?,
         }
         ack(version.number);
         Ok(())
@@ -187,16 +246,26 @@ impl Strategy {
 
     /// Loads the state from `directory` as the program's next start would.
     pub fn load(self, directory: &Path) -> Result<Loaded, LoadError> {
-        let bytes = match std::fs::read(directory.join(STATE_FILE)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded { state: BotState::default(), origin: Origin::Default });
-            }
-            Err(error) => return Err(LoadError::Read(error)),
-        };
-        let state = serde_json::from_slice(&bytes).map_err(LoadError::Damaged)?;
-        Ok(Loaded { state, origin: Origin::File })
+        let loaded = load_file(&directory.join(STATE_FILE));
+        let whole = matches!(&loaded, Ok(Loaded { origin: Origin::File, .. }));
+        let backup = directory.join(BACKUP_FILE);
+        if whole || !self.companions().contains(&BACKUP_FILE) || !backup.exists() {
+            return loaded;
+        }
+        load_file(&backup)
     }
+}
+
+fn load_file(path: &Path) -> Result<Loaded, LoadError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Loaded { state: BotState::default(), origin: Origin::Default });
+        }
+        Err(error) => return Err(LoadError::Read(error)),
+    };
+    let state = serde_json::from_slice(&bytes).map_err(LoadError::Damaged)?;
+    Ok(Loaded { state, origin: Origin::File })
 }
 
 /// In what pieces a dump comes to its buffer, about as a JSON library makes them.
@@ -264,6 +333,71 @@ fn write_once_and_rename(disk: &mut dyn Storage, target: &Path, json: &[u8]) -> 
     disk.fsync(file)?;
     disk.close(file)?;
     disk.rename(&temp.path, target)
+}
+
+fn durably(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
+    let target = directory.join(STATE_FILE);
+    via_temp(disk, &Temp::random(directory)?, &target, json, Sync::File)?;
+    sync_directory(disk, directory)
+}
+
+/// How often a save is tried by those that try again.
+const ATTEMPTS: usize = 3;
+
+fn leave_temps(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
+    let target = directory.join(STATE_FILE);
+    attempts(|| {
+        let temp = Temp::random(directory)?;
+        // The defect: what a failed attempt has written stays, and takes the space of the next.
+        write_temp(disk, &temp, json, Sync::Nothing)?;
+        disk.rename(&temp.path, &target)
+    })
+}
+
+fn attempts(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let mut result = attempt();
+    for _ in 1..ATTEMPTS {
+        if result.is_ok() {
+            break;
+        }
+        result = attempt();
+    }
+    result
+}
+
+fn copy_over_backup(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+    match std::fs::read(directory.join(STATE_FILE)) {
+        Ok(old) => dump_in_place(disk, &directory.join(BACKUP_FILE), &old),
+        Err(error) => ignore_missing(Err(error)),
+    }
+}
+
+fn replace_backup(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+    let backup = directory.join(BACKUP_FILE);
+    match std::fs::read(directory.join(STATE_FILE)) {
+        Ok(old) => via_temp(disk, &Temp::fixed(&backup), &backup, &old, Sync::File),
+        Err(error) => ignore_missing(Err(error)),
+    }
+}
+
+fn retry_fsync(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
+    let temp = Temp::random(directory)?;
+    let file = disk.open(&temp.path, temp.how)?;
+    let written = Handle { disk, file }.write_all(json);
+    // The defect: after a failed fsync the pages are clean, and the next one writes nothing.
+    let synced = written.and_then(|()| attempts(|| disk.fsync(file)));
+    let saved = synced
+        .and(disk.close(file))
+        .and_then(|()| disk.rename(&temp.path, &directory.join(STATE_FILE)));
+    if saved.is_err() {
+        let _ = disk.unlink(&temp.path);
+    }
+    saved?;
+    sync_directory(disk, directory)
+}
+
+fn start_over(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
+    attempts(|| durably(disk, directory, json))
 }
 
 fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
@@ -349,7 +483,9 @@ mod tests {
                 assert_eq!(loaded, Loaded { state, origin: Origin::File }, "{}", strategy.name());
             }
             assert_eq!(acked, [1, 2, 3]);
-            assert_eq!(disk.list(directory.path()).unwrap(), [STATE_FILE]);
+            let mut names = disk.list(directory.path()).unwrap();
+            names.retain(|name| strategy.companions().iter().all(|known| name != known));
+            assert_eq!(names, [STATE_FILE], "{}", strategy.name());
         }
     }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use crashtest_targets::{Disk, Origin, STATE_FILE, read_file};
 
@@ -14,9 +15,10 @@ use crate::error::{Context, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::inject::Injector;
 use crate::lab;
-use crate::outcome::{Content, Load, NextSave, Outcome, Recovery, Survivor};
+use crate::outcome::{Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::plan::Sites;
 use crate::subject::BuiltIn;
+use crate::volume::Volume;
 
 /// Does the trials of one built-in strategy in one room.
 pub struct BuiltInInjector<'a> {
@@ -24,6 +26,8 @@ pub struct BuiltInInjector<'a> {
     sites: &'a Sites,
     slots: Vec<Slot>,
     hand: Hand,
+    /// The small disk that it works on, if it does.
+    volume: Option<Rc<Volume>>,
     keep: Option<PathBuf>,
 }
 
@@ -42,9 +46,18 @@ const TOGETHER_BYTES_MAX: usize = 1 << 20;
 
 impl<'a> BuiltInInjector<'a> {
     /// An injector that works in `room`, which becomes the working directory.
-    pub fn new(subject: &'a BuiltIn, sites: &'a Sites, room: &Path) -> Result<Self> {
+    pub fn new(
+        subject: &'a BuiltIn,
+        sites: &'a Sites,
+        room: &Path,
+        volume: Option<Rc<Volume>>,
+    ) -> Result<Self> {
         std::env::set_current_dir(room).context(format_args!("enter {}", room.display()))?;
-        let together = TOGETHER_BYTES_MAX / subject.initial().json.len().max(1);
+        // On a full disk one would take the space of the others.
+        let together = match volume {
+            Some(_) => 1,
+            None => TOGETHER_BYTES_MAX / subject.initial().json.len().max(1),
+        };
         let slots: Vec<_> = (0..together.clamp(1, hand::TOGETHER_MAX)).map(Slot::new).collect();
         for slot in &slots {
             fs::create_dir_all(&slot.directory)
@@ -54,10 +67,10 @@ impl<'a> BuiltInInjector<'a> {
                 })
                 .context(format_args!("make {}", slot.directory.display()))?;
         }
-        Ok(Self { subject, sites, slots, hand: Hand::start(subject)?, keep: None })
+        Ok(Self { subject, sites, slots, hand: Hand::start(subject)?, volume, keep: None })
     }
 
-    fn outcome(&mut self, index: usize, fault: &Fault, done: &Done) -> Result<Outcome> {
+    fn outcome(&mut self, index: usize, fault: &Fault, done: Done) -> Result<Outcome> {
         let slot = &mut self.slots[index];
         let survivor =
             slot.survivor(self.subject.initial().json.len()).context("read what is left")?;
@@ -65,14 +78,31 @@ impl<'a> BuiltInInjector<'a> {
             lab::copy_tree(&slot.directory, &keep)
                 .context(format_args!("keep a copy in {}", keep.display()))?;
         }
+        if let Some(volume) = &self.volume {
+            volume.release()?;
+        }
         let recovery = slot.recover(self.subject).context("read what is left")?;
-        let injection =
-            if done.struck { Injection::At(self.struck(fault)) } else { Injection::NotReached };
-        let (exit, acks, checks) = (done.exit, done.acks, Vec::new());
-        Ok(Outcome { fault: fault.clone(), injection, exit, acks, survivor, checks, recovery })
+        let Done { exit, acks, account, struck } = done;
+        let injection = match (struck, account.second) {
+            (false, _) => Injection::NotReached,
+            (true, None) => Injection::At(self.struck(fault, account.first)),
+            (true, Some(second)) => Injection::Both(self.struck(fault, account.first), second),
+        };
+        Ok(Outcome {
+            fault: fault.clone(),
+            injection,
+            exit,
+            acks,
+            said: Vec::new(),
+            steps: account.steps,
+            unsynced: account.unsynced,
+            survivor,
+            checks: Vec::new(),
+            recovery,
+        })
     }
 
-    fn struck(&self, fault: &Fault) -> Struck {
+    fn struck(&self, fault: &Fault, first: Option<Struck>) -> Struck {
         match fault {
             Fault::Kill(strike) | Fault::ShortWrite(strike) => Struck::Call {
                 call: strike.call,
@@ -80,6 +110,7 @@ impl<'a> BuiltInInjector<'a> {
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },
+            Fault::Errno(_) | Fault::DiskFull(_) => first.unwrap_or(Struck::Unseen),
         }
     }
 }
@@ -94,9 +125,17 @@ impl Injector for BuiltInInjector<'_> {
             slot.reset(self.subject)
                 .context(format_args!("prepare {}", slot.directory.display()))?;
         }
+        if let (Some(volume), [Fault::DiskFull(full)]) = (&self.volume, faults) {
+            volume.fill(full.axis, full.free)?;
+        }
         let done = self.hand.strike(faults)?;
-        let trials = faults.iter().zip(&done).enumerate();
+        let trials = faults.iter().zip(done).enumerate();
         trials.map(|(index, (fault, done))| self.outcome(index, fault, done)).collect()
+    }
+
+    fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {
+        let outcomes = self.inject(std::slice::from_ref(fault))?;
+        Ok(outcomes.into_iter().next().map(|outcome| outcome.steps).unwrap_or_default())
     }
 
     fn keep_in(&mut self, directory: PathBuf) {
@@ -141,7 +180,9 @@ impl Slot {
             .unwrap_or_else(|_| (Load::Failed("the load panicked".to_owned()), NextSave::NotTried));
         self.others = self.names()?;
         self.others.retain(|name| name != STATE_FILE);
-        let leftovers = self.others.iter().map(PathBuf::from).collect();
+        let known = subject.strategy.companions();
+        let leftover = |name: &&OsString| known.iter().all(|known| *name != known);
+        let leftovers = self.others.iter().filter(leftover).map(PathBuf::from).collect();
         Ok(Recovery { load, next_save, leftovers })
     }
 

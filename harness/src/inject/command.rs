@@ -1,27 +1,31 @@
 //! Any program: run under the tracer, and killed where the trial says.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::checks::{Checks, Said, Shell};
-use super::decode::Asked;
-use super::runner::GRACE;
-use super::runner::{Plain, Runner};
-use super::tracer::{Done, How, Unfollowed, Watcher};
-use crate::armed::{Action, Armed};
+use super::runner::{Bound, GRACE, Plain, Runner};
+use super::striker::Striker;
+use super::tracer::How;
 use crate::error::{Error, Result};
-use crate::fault::{Fault, Injection, Point, Struck};
+use crate::fault::{Fault, Injection, Struck};
 use crate::inject::Injector;
-use crate::op::ByteOffset;
 use crate::os::process::Ended;
-use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Survivor};
+use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::subject::{Learned, Prepared};
+use crate::volume::Volume;
 
 /// Does the trials of one program in one room.
 pub struct CommandInjector<'a> {
     learned: &'a Learned,
     /// Whether there was a state before the first run.
     state_at_start: bool,
+    /// How many acks its unbroken run gives, and how long that takes.
+    acks: u64,
+    duration: Duration,
+    /// The small disk that it works on, if it does.
+    volume: Option<Rc<Volume>>,
     runner: Runner,
     checks: Checks,
     recover: Option<Shell>,
@@ -29,7 +33,12 @@ pub struct CommandInjector<'a> {
 
 impl<'a> CommandInjector<'a> {
     /// An injector that works in `room`.
-    pub fn new(learned: &'a Learned, prepared: &'a Prepared, room: &Path) -> Result<Self> {
+    pub fn new(
+        learned: &'a Learned,
+        prepared: &'a Prepared,
+        room: &Path,
+        volume: Option<Rc<Volume>>,
+    ) -> Result<Self> {
         let command = &learned.command;
         let mut runner = Runner::new(command, room)?;
         runner.outside.clone_from(&learned.outside);
@@ -46,26 +55,53 @@ impl<'a> CommandInjector<'a> {
                 .versions
                 .first()
                 .is_some_and(|first| !first.is_empty()),
+            acks: prepared.history.owed.len().saturating_sub(1) as u64,
+            duration: Duration::from_micros(prepared.sites.duration_us),
+            volume,
             checks: Checks::new(command, &root, runner.sandbox())?,
             runner,
             recover,
         })
     }
 
-    fn strike(&mut self, fault: &Fault) -> Result<(Injection, Exit)> {
-        let mut striker = Striker { armed: Armed::new(fault), struck: None };
-        let only = striker.armed.call();
-        let grace = GRACE;
-        let ran = self.runner.traced(&mut striker, only, self.learned.timeout, grace)?;
-        let injection = striker.struck.map_or(Injection::NotReached, Injection::At);
+    /// Runs the program and strikes it; with `narrate`, writes down what it then does.
+    fn strike(&mut self, fault: &Fault, narrate: bool) -> Result<Struckdown> {
+        let scope = self.runner.scope.clone();
+        let mut striker = Striker::new(fault, &scope, narrate);
+        let (follows, bound) = (striker.follows(), self.bound(fault));
+        let ran = self.runner.traced(&mut striker, follows, bound)?;
         let exit = match ran.how {
             How::Struck => Exit::Killed,
             How::Ended(Ended::Status(status)) => Exit::Status(status),
             How::Ended(Ended::Signal(signal)) => Exit::Signal(signal),
+            // It would have gone on serving; that it was ended is no fault of its own.
+            How::TimedOut | How::Enough if self.learned.serves && fault.is_told() => Exit::Killed,
             How::TimedOut | How::Enough => Exit::TimedOut,
             How::TooMany => Exit::TooManyProcesses,
         };
-        Ok((injection, exit))
+        let mut injection = striker.injection();
+        let otherwise = matches!(exit, Exit::Status(status) if status != 0);
+        if let (Fault::DiskFull(full), Injection::NotReached) = (fault, &injection)
+            && full.kill_before.is_none()
+            && otherwise
+        {
+            // It may have asked how much space there is, and left it at that.
+            injection = Injection::At(Struck::Unseen);
+        }
+        let survivor = self.runner.survivor(&self.learned.state)?;
+        let unsynced = striker.unsynced(&survivor);
+        Ok(Struckdown { injection, exit, survivor, unsynced, steps: striker.steps() })
+    }
+
+    /// How long a trial may take. One that does not end by itself ends after its acks, or when it
+    /// has had the time for them.
+    fn bound(&self, fault: &Fault) -> Bound {
+        let grace = GRACE;
+        if self.learned.serves && fault.is_told() {
+            let timeout = (self.duration * 3 + Duration::from_secs(1)).min(self.learned.timeout);
+            return Bound { timeout, grace, acks: Some(self.acks) };
+        }
+        Bound { timeout: self.learned.timeout, grace, acks: None }
     }
 
     fn kill_after(&mut self, delay: Duration) -> Result<(Injection, Exit)> {
@@ -128,23 +164,62 @@ impl<'a> CommandInjector<'a> {
     }
 }
 
+/// What one strike has led to.
+struct Struckdown {
+    injection: Injection,
+    exit: Exit,
+    survivor: Survivor,
+    unsynced: Vec<PathBuf>,
+    steps: Vec<Step>,
+}
+
 impl CommandInjector<'_> {
-    fn one(&mut self, fault: &Fault) -> Result<Outcome> {
+    /// Makes the trial directory anew, and takes away the space that the fault takes.
+    fn reset(&mut self, fault: &Fault) -> Result<()> {
+        if let Some(volume) = &self.volume {
+            volume.release()?;
+        }
         self.runner.reset()?;
-        let (injection, exit) = match fault {
-            Fault::Kill(_) | Fault::ShortWrite(_) => self.strike(fault)?,
-            Fault::KillAfter { delay_us } => self.kill_after(*delay_us)?,
+        if let (Some(volume), Fault::DiskFull(full)) = (&self.volume, fault) {
+            volume.fill(full.axis, full.free)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, fault: &Fault) -> Result<Outcome> {
+        self.reset(fault)?;
+        let struckdown = match fault {
+            Fault::KillAfter { delay_us } => {
+                let (injection, exit) = self.kill_after(*delay_us)?;
+                let survivor = self.runner.survivor(&self.learned.state)?;
+                Struckdown { injection, exit, survivor, unsynced: Vec::new(), steps: Vec::new() }
+            }
+            _ => self.strike(fault, false)?,
         };
-        let acks = self.runner.output.acks();
-        let survivor = self.runner.survivor(&self.learned.state)?;
+        let Struckdown { injection, exit, survivor, unsynced, steps } = struckdown;
+        let (acks, said) = (self.runner.output.acks(), self.runner.output.said());
         self.runner.keep()?;
-        let says_something = matches!(injection, Injection::At(_));
+        if let Some(volume) = &self.volume {
+            volume.release()?;
+        }
         let (mut checks, mut recovery) = (Vec::new(), Recovery::default());
-        if says_something {
+        if injection.struck() {
             checks = self.check(&survivor, acks)?;
             recovery = self.recover(&survivor, acks)?;
         }
-        Ok(Outcome { fault: fault.clone(), injection, exit, acks, survivor, checks, recovery })
+        let fault = fault.clone();
+        Ok(Outcome {
+            fault,
+            injection,
+            exit,
+            acks,
+            said,
+            steps,
+            unsynced,
+            survivor,
+            checks,
+            recovery,
+        })
     }
 }
 
@@ -156,42 +231,11 @@ impl Injector for CommandInjector<'_> {
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
         faults.iter().map(|fault| self.one(fault)).collect()
     }
-}
 
-/// Strikes where it is armed.
-struct Striker {
-    armed: Armed,
-    struck: Option<Struck>,
-}
-
-impl Watcher for Striker {
-    fn asked(&mut self, asked: &Asked) -> Action {
-        let action = self.armed.decide(asked.call, asked.length);
-        let point = match action {
-            Action::Pass => return action,
-            Action::KillBefore => Point::Before,
-            Action::KillAfter => Point::After,
-            Action::Cut { keep, .. } => Point::Inside(ByteOffset(keep as u64)),
-        };
-        let path = asked.effect.path().to_string_lossy().into_owned();
-        self.struck = Some(Struck::Call { call: asked.call, path, point });
-        action
+    fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {
+        self.reset(fault)?;
+        Ok(self.strike(fault, true)?.steps)
     }
-
-    fn wants_results(&self) -> bool {
-        false
-    }
-
-    fn done(&mut self, done: Done<'_>) {
-        // The kernel may have taken fewer bytes than it was let.
-        if let Some(Struck::Call { point: Point::Inside(byte), .. }) = &mut self.struck
-            && let Ok(count) = u64::try_from(done.result)
-        {
-            *byte = ByteOffset(count.min(byte.0));
-        }
-    }
-
-    fn unfollowed(&mut self, _what: Unfollowed) {}
 }
 
 /// Why a fault could not be made at all; kept apart from what a subject did.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::errno::Shown;
 use crate::model;
 use crate::op::{ByteOffset, Call, Effect};
 use crate::os::ptrace::{Died, Result, Stopped};
@@ -20,6 +21,28 @@ pub struct Asked {
     pub length: usize,
     /// Where the bytes are, and how it can be made to move fewer.
     pub bytes: Bytes,
+    /// The open file that it is about, where it is given as one.
+    pub file: Option<i32>,
+    /// Whether it is not to wait.
+    pub nonblocking: bool,
+}
+
+impl Asked {
+    /// What decisions are made by.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        let one_file = match &self.effect {
+            Effect::Sync { path } => self.file.is_some() || !path.as_os_str().is_empty(),
+            _ => true,
+        };
+        Shown {
+            call: self.call,
+            length: self.length,
+            creates: matches!(self.effect, Effect::Open { create: true, .. }),
+            nonblocking: self.nonblocking,
+            one_file,
+        }
+    }
 }
 
 /// The bytes that a call is to move.
@@ -87,14 +110,29 @@ pub fn decode(
     scope: &Scope,
     detail: Detail,
 ) -> Result<Option<Asked>> {
-    Decoder { thread, arguments, scope, detail }.decode(number)
+    let decoder = Decoder { thread, arguments, scope, detail };
+    let mut asked = decoder.decode(number)?;
+    if let Some(asked) = &mut asked
+        && detail != Detail::Place
+        && asked.length > 0
+    {
+        let nowait = matches!(number, libc::SYS_pwritev2 if arguments[5] & RWF_NOWAIT != 0);
+        let flags = asked.file.map_or(0, |file| decoder.file_info(file).1);
+        asked.nonblocking = nowait || flags & libc::O_NONBLOCK != 0;
+    }
+    Ok(asked)
 }
+
+/// `RWF_NOWAIT` (linux/fs.h).
+const RWF_NOWAIT: u64 = 8;
 
 /// How much of a call is found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     /// What kind of call, on which file, of what length.
     Place,
+    /// And whether it may wait.
+    Flags,
     /// Where in the file a write begins, too.
     All,
 }
@@ -121,7 +159,8 @@ impl Decoder<'_> {
                 if flags & changes as u64 == 0 { Ok(None) } else { self.open(first, second, flags) }
             }
             libc::SYS_close => {
-                Ok(self.about_file(first)?.map(|path| plain(Call::Close, Effect::Close { path })))
+                let path = self.about_file(first)?;
+                Ok(path.map(|path| plain(Call::Close, Effect::Close { path }).of(first)))
             }
             libc::SYS_write => self.write(Call::Write, None),
             libc::SYS_pwrite64 => self.write(Call::Pwrite, Some(fourth)),
@@ -141,7 +180,7 @@ impl Decoder<'_> {
             }
             libc::SYS_truncate => self.truncate(self.path_at(HERE, first)?, second),
             libc::SYS_ftruncate => match self.about_file(first)? {
-                Some(path) => Ok(Some(truncate(path, second))),
+                Some(path) => Ok(Some(truncate(path, second).of(first))),
                 None => Ok(None),
             },
             libc::SYS_fallocate => Ok(self.about_file(first)?.map(|path| {
@@ -149,7 +188,7 @@ impl Decoder<'_> {
                 // The mode is an int.
                 #[expect(clippy::cast_possible_truncation, reason = "see above")]
                 let mode = second as i32;
-                plain(Call::Fallocate, Effect::Fallocate { path, mode, offset, length })
+                plain(Call::Fallocate, Effect::Fallocate { path, mode, offset, length }).of(first)
             })),
             libc::SYS_fsync => self.sync(Call::Fsync, first),
             libc::SYS_fdatasync => self.sync(Call::Fdatasync, first),
@@ -162,7 +201,7 @@ impl Decoder<'_> {
             libc::SYS_mmap => self.map(fifth),
             libc::SYS_ioctl => Ok(self
                 .about_file(first)?
-                .map(|path| plain(Call::Clone, Effect::Unfollowed { path }))),
+                .map(|path| plain(Call::Clone, Effect::Unfollowed { path }).of(first))),
             libc::SYS_renameat => self.rename(first, second, third, fourth, 0),
             libc::SYS_renameat2 => self.rename(first, second, third, fourth, fifth),
             libc::SYS_linkat => self.link(first, second, third, fourth),
@@ -244,10 +283,11 @@ impl Decoder<'_> {
     ) -> Result<Option<Asked>> {
         let offset = ByteOffset(match self.detail {
             Detail::All => self.position(file, offset)?,
-            Detail::Place => 0,
+            Detail::Place | Detail::Flags => 0,
         });
         let effect = Effect::Write { path, offset, data: Vec::new() };
-        Ok(Some(Asked { call, effect, length, bytes }))
+        let file = Some(fd_number(file));
+        Ok(Some(Asked { call, effect, length, bytes, file, nonblocking: false }))
     }
 
     fn truncate(&self, path: PathBuf, length: u64) -> Result<Option<Asked>> {
@@ -256,7 +296,7 @@ impl Decoder<'_> {
 
     fn sync(&self, call: Call, file: u64) -> Result<Option<Asked>> {
         let path = self.file(file).and_then(|path| self.scope.place(&path));
-        Ok(path.map(|path| plain(call, Effect::Sync { path })))
+        Ok(path.map(|path| plain(call, Effect::Sync { path }).of(file)))
     }
 
     /// A shared mapping matters if the file can be written through it.
@@ -377,12 +417,12 @@ impl Decoder<'_> {
     }
 
     fn flags(&self, file: u64) -> i32 {
-        self.file_info(file).1
+        self.file_info(fd_number(file)).1
     }
 
     /// Position and flags of an open file.
-    fn file_info(&self, file: u64) -> (u64, i32) {
-        let text = fs::read_to_string(self.proc(&format!("fdinfo/{}", fd_number(file))))
+    fn file_info(&self, file: i32) -> (u64, i32) {
+        let text = fs::read_to_string(self.proc(&format!("fdinfo/{file}")))
             .unwrap_or_default();
         let field = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default()
@@ -393,7 +433,7 @@ impl Decoder<'_> {
 
     /// Where a write will begin.
     fn position(&self, file: u64, given: Option<u64>) -> Result<u64> {
-        let (position, flags) = self.file_info(file);
+        let (position, flags) = self.file_info(fd_number(file));
         if flags & libc::O_APPEND != 0 {
             // Appending ignores the position, and pwrite's offset too (pwrite(2), BUGS).
             let path = self.proc(&format!("fd/{}", fd_number(file)));
@@ -428,7 +468,14 @@ impl Decoder<'_> {
 }
 
 fn plain(call: Call, effect: Effect) -> Asked {
-    Asked { call, effect, length: 0, bytes: Bytes::None }
+    Asked { call, effect, length: 0, bytes: Bytes::None, file: None, nonblocking: false }
+}
+
+impl Asked {
+    /// It is about this open file.
+    fn of(self, file: u64) -> Self {
+        Self { file: Some(fd_number(file)), ..self }
+    }
 }
 
 fn truncate(path: PathBuf, length: u64) -> Asked {

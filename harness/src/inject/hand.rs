@@ -5,25 +5,34 @@
 
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crashtest_targets::{Disk, FileId, Open, Storage};
+use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use super::striker::key;
 use crate::armed::{Action, Armed, Then};
+use crate::errno::Shown;
 use crate::error::{Context, Error, Result};
-use crate::fault::Fault;
-use crate::op::Call;
+use crate::fault::{Fault, Point, Struck};
+use crate::op::{ByteOffset, Call, Effect};
 use crate::os::process::{Ended, fork_briefly, fork_child, kill_self, wait_for};
-use crate::outcome::Exit;
+use crate::outcome::{Exit, Step};
+use crate::steps::{self, Steps};
 use crate::subject::BuiltIn;
+use crate::unsynced::Unsynced;
 
 /// What a child says through its pipe, a byte each.
 const ACK: u8 = b'A';
 const STRUCK: u8 = b'S';
+/// After this comes its account as JSON, and then nothing more.
+const ACCOUNT: u8 = b'{';
+/// What is read at once of what a child has said.
+const PART_BYTES: usize = 256;
 
 /// A child works in its slot.
 const HERE: &str = ".";
@@ -49,6 +58,19 @@ pub struct Hand {
     replies: PipeReader,
 }
 
+/// What a child says of a fault that it was told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// What the fault met.
+    pub first: Option<Struck>,
+    /// What its second part met.
+    pub second: Option<Struck>,
+    /// What the strategy did from then on.
+    pub steps: Vec<Step>,
+    /// What a failed fsync has left in memory only: the state file, or the directory.
+    pub unsynced: Vec<PathBuf>,
+}
+
 /// What the hand says of one child.
 pub struct Done {
     /// How it ended.
@@ -57,10 +79,13 @@ pub struct Done {
     pub struck: bool,
     /// How many acks it gave.
     pub acks: u64,
+    /// What it said besides.
+    pub account: Account,
 }
 
-/// The size of a reply: how the child ended, whether it was struck, how many acks it gave.
-const REPLY_BYTES: usize = 24;
+/// The size of a reply: how the child ended, whether it was struck, how many acks it gave, and how
+/// many bytes of account follow.
+const REPLY_BYTES: usize = 32;
 
 impl Hand {
     /// Forks a hand that works in the current directory.
@@ -86,20 +111,33 @@ impl Hand {
     /// Has one child forked for each fault, one after another, each in its own slot.
     pub fn strike(&mut self, faults: &[Fault]) -> Result<Vec<Done>> {
         let order = serde_json::to_vec(faults).context("write the faults")?;
-        let mut replies = vec![0; REPLY_BYTES * faults.len()];
+        let mut length = [0; 8];
         self.commands
             .write_all(&order)
-            .and_then(|()| self.replies.read_exact(&mut replies))
+            .and_then(|()| self.replies.read_exact(&mut length))
             .context("have a child forked")?;
-        Ok(replies.chunks_exact(REPLY_BYTES).map(Done::from_reply).collect())
+        let mut replies = vec![0; usize::try_from(u64::from_le_bytes(length)).unwrap_or(0)];
+        self.replies.read_exact(&mut replies).context("hear of a child")?;
+        let mut rest = &replies[..];
+        faults.iter().map(|_| Done::from_reply(&mut rest)).collect()
     }
 }
 
 impl Done {
-    fn from_reply(reply: &[u8]) -> Self {
+    /// Takes one reply from the front of `rest`.
+    fn from_reply(rest: &mut &[u8]) -> Result<Self> {
+        let cut = || Error::internal("a hand's reply is cut short");
+        let (reply, after) = rest.split_at_checked(REPLY_BYTES).ok_or_else(cut)?;
         let word =
             |n: usize| u64::from_le_bytes(reply[8 * n..8 * n + 8].try_into().unwrap_or_default());
         let (ended, struck, acks) = (word(0).cast_signed(), word(1) == 1, word(2));
+        let length = usize::try_from(word(3)).unwrap_or(usize::MAX);
+        let (json, after) = after.split_at_checked(length).ok_or_else(cut)?;
+        *rest = after;
+        let account = match json {
+            [] => Account::default(),
+            json => serde_json::from_slice(json).context("read a child's account")?,
+        };
         // A signal is sent as a negative number.
         let number = i32::try_from(ended.abs()).unwrap_or(0);
         let exit = match ended {
@@ -107,19 +145,20 @@ impl Done {
             _ if struck && number == libc::SIGKILL => Exit::Killed,
             _ => Exit::Signal(number),
         };
-        Self { exit, struck, acks }
+        Ok(Self { exit, struck, acks, account })
     }
 
-    fn to_reply(ended: Ended, struck: bool, acks: u64) -> [u8; REPLY_BYTES] {
+    fn add_reply(replies: &mut Vec<u8>, ended: Ended, struck: bool, told: &Told) {
         let ended = match ended {
             Ended::Status(status) => i64::from(status),
             Ended::Signal(signal) => -i64::from(signal),
         };
-        let mut reply = [0; REPLY_BYTES];
-        reply[..8].copy_from_slice(&ended.to_le_bytes());
-        reply[8] = u8::from(struck);
-        reply[16..].copy_from_slice(&acks.to_le_bytes());
-        reply
+        let words =
+            [ended.cast_unsigned(), u64::from(struck), told.acks, told.account.len() as u64];
+        for word in words {
+            replies.extend(word.to_le_bytes());
+        }
+        replies.extend(&told.account);
     }
 }
 
@@ -148,14 +187,18 @@ fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> i
             return Ok(());
         }
         let faults: Vec<Fault> = serde_json::from_slice(&order[..count])?;
+        // The length comes first; it is known at the end.
         replies.clear();
+        replies.extend([0; 8]);
         for (fault, slot) in faults.iter().zip(&slots) {
             std::env::set_current_dir(slot)?;
             let (ended, timed) = one(subject, fault, &tell)?;
-            let (acks, told) = listen(&mut told)?;
-            let struck = told || (timed && ended == Ended::Signal(libc::SIGKILL));
-            replies.extend(Done::to_reply(ended, struck, acks));
+            let told = listen(&mut told)?;
+            let struck = told.struck || (timed && ended == Ended::Signal(libc::SIGKILL));
+            Done::add_reply(&mut replies, ended, struck, &told);
         }
+        let length = (replies.len() - 8) as u64;
+        replies[..8].copy_from_slice(&length.to_le_bytes());
         answer.write_all(&replies)?;
     }
 }
@@ -177,7 +220,12 @@ fn one(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> io::Result<(Ended
 
 /// The body of the child.
 fn save_all(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> i32 {
-    let mut disk = ArmedStorage { disk: Disk::default(), armed: Armed::new(fault), tell };
+    let mut disk = ArmedStorage {
+        disk: Disk::default(),
+        armed: Armed::new(fault),
+        tell,
+        notes: fault.is_told().then(Notes::default),
+    };
     let strategy = subject.strategy;
     let mut ack = |_| tell_byte(tell, ACK);
     let saved = strategy.start(&mut disk, HERE.as_ref()).and_then(|()| {
@@ -186,29 +234,38 @@ fn save_all(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> i32 {
             .iter()
             .try_for_each(|state| strategy.save(&mut disk, HERE.as_ref(), state, &mut ack))
     });
+    disk.end();
     i32::from(saved.is_err())
 }
 
-/// Counts what a child has said: its acks, and whether it was struck.
-fn listen(told: &mut PipeReader) -> io::Result<(u64, bool)> {
-    let (mut acks, mut struck) = (0, false);
-    let mut buffer = [0; 256];
+/// What a child has said.
+#[derive(Default)]
+struct Told {
+    acks: u64,
+    struck: bool,
+    account: Vec<u8>,
+}
+
+/// Hears what a child has said.
+fn listen(from: &mut PipeReader) -> io::Result<Told> {
+    let mut told = Told::default();
+    let mut buffer = [0; PART_BYTES];
     loop {
-        match told.read(&mut buffer) {
-            Ok(count) => {
-                for byte in &buffer[..count] {
-                    match *byte {
-                        ACK => acks += 1,
-                        _ => struck = true,
-                    }
-                }
-                // Less than was asked for is all there is.
-                if count < buffer.len() {
-                    return Ok((acks, struck));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((acks, struck)),
+        let count = match from.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(told),
             Err(error) => return Err(error),
+        };
+        for byte in &buffer[..count] {
+            match *byte {
+                byte if byte == ACCOUNT || !told.account.is_empty() => told.account.push(byte),
+                ACK => told.acks += 1,
+                _ => told.struck = true,
+            }
+        }
+        // Less than was asked for is all there is.
+        if count < buffer.len() {
+            return Ok(told);
         }
     }
 }
@@ -218,78 +275,230 @@ struct ArmedStorage<'a> {
     disk: Disk,
     armed: Armed,
     tell: &'a PipeWriter,
+    /// What is written down, of a fault that the strategy is told of.
+    notes: Option<Notes>,
+}
+
+/// What a child writes down.
+#[derive(Default)]
+struct Notes {
+    first: Option<Struck>,
+    second: Option<Struck>,
+    steps: Steps,
+    unsynced: Unsynced,
+    /// Path and position of each open file.
+    open: Vec<(PathBuf, u64)>,
 }
 
 impl ArmedStorage<'_> {
+    /// `effect` is asked for only if the call is written down.
     fn gate<T>(
         &mut self,
         call: Call,
         length: usize,
+        effect: impl FnOnce(&Notes) -> Effect,
         run: impl FnOnce(&mut Disk, usize) -> io::Result<T>,
+        count: impl FnOnce(&T) -> usize,
     ) -> io::Result<T> {
-        match self.armed.decide(call, length) {
+        let effect = self.notes.as_ref().map(effect);
+        let creates = matches!(effect, Some(Effect::Open { create: true, .. }) | None);
+        let shown = Shown { creates, ..Shown::plain(call, length) };
+        let action = self.armed.decide(&shown);
+        let done = match action {
             Action::Pass => run(&mut self.disk, length),
-            Action::KillBefore => self.strike(),
+            Action::KillBefore => self.strike(call, effect.as_ref()),
             Action::KillAfter => {
                 let _done = run(&mut self.disk, length);
-                self.strike()
+                self.strike(call, effect.as_ref())
             }
             Action::Cut { keep, then } => {
                 let done = run(&mut self.disk, keep);
                 match then {
-                    Then::Kill => self.strike(),
-                    Then::GoOn => {
-                        tell_byte(self.tell, STRUCK);
-                        done
-                    }
+                    Then::Kill => self.strike(call, effect.as_ref()),
+                    Then::GoOn => done,
                 }
             }
+            Action::Fail(errno) => Err(io::Error::from_raw_os_error(errno.number())),
+            Action::FailAfter(errno) => run(&mut self.disk, length)
+                .and(Err(io::Error::from_raw_os_error(errno.number()))),
+        };
+        if let (Some(notes), Some(effect)) = (&mut self.notes, effect) {
+            let result = match &done {
+                Ok(done) => i64::try_from(count(done)).unwrap_or(i64::MAX),
+                Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
+            };
+            let full = self.armed.returned(&shown, result);
+            notes.note(&shown, &effect, result, action, full || action != Action::Pass);
         }
+        done
     }
 
-    fn strike(&self) -> ! {
+    fn strike(&mut self, call: Call, effect: Option<&Effect>) -> ! {
+        if let (Some(notes), Some(effect)) = (&mut self.notes, effect) {
+            let path = effect.path().to_string_lossy().into_owned();
+            notes.second = Some(Struck::Call { call, path, point: Point::Before });
+            notes.steps.called(steps::call(call, effect, 0), None, false);
+            notes.steps.push(Step::Said("(killed here)".to_owned()));
+        }
         tell_byte(self.tell, STRUCK);
+        self.end();
         kill_self()
     }
+
+    /// Gives the account, if there is one.
+    fn end(&mut self) {
+        let Some(notes) = self.notes.take() else { return };
+        let lost = |path: &str| key(Path::new(path)).is_some_and(|key| notes.unsynced.is_lost(key));
+        let names = [(STATE_FILE, STATE_FILE), (HERE, "")];
+        let unsynced = names.into_iter().filter(|(path, _)| lost(path));
+        let account = Account {
+            unsynced: unsynced.map(|(_, name)| PathBuf::from(name)).collect(),
+            first: notes.first,
+            second: notes.second,
+            steps: notes.steps.finish(),
+        };
+        if self.armed.has_struck() {
+            tell_byte(self.tell, STRUCK);
+        }
+        // A child that can't speak is a child whose trial says nothing.
+        let mut tell = self.tell;
+        let _ = tell.write_all(&serde_json::to_vec(&account).unwrap_or_default());
+    }
+}
+
+impl Notes {
+    fn path(&self, file: FileId) -> PathBuf {
+        self.open.get(file.0).map(|(path, _)| path.clone()).unwrap_or_default()
+    }
+
+    fn position(&self, file: FileId) -> u64 {
+        self.open.get(file.0).map_or(0, |(_, position)| *position)
+    }
+
+    fn opened(&mut self, file: FileId, path: &Path) {
+        self.open.resize(self.open.len().max(file.0 + 1), (PathBuf::new(), 0));
+        self.open[file.0] = (plain(path), 0);
+    }
+
+    /// Writes down a call that has returned; `fails` says whether the trial made it fail, or the
+    /// disk is full.
+    fn note(&mut self, shown: &Shown, effect: &Effect, result: i64, action: Action, fails: bool) {
+        let struck = || {
+            let path = effect.path().to_string_lossy().into_owned();
+            Struck::Failed { call: shown.call, path, result }
+        };
+        match (fails, &self.first) {
+            (true, None) => self.first = Some(struck()),
+            (true, Some(_)) if action != Action::Pass => self.second = Some(struck()),
+            _ => {}
+        }
+        if self.first.is_some() {
+            let what = steps::call(shown.call, effect, shown.length);
+            self.steps.called(what, Some(result), action != Action::Pass);
+        }
+        self.track(effect, result, action);
+    }
+
+    /// Follows what is on disk.
+    fn track(&mut self, effect: &Effect, result: i64, action: Action) {
+        let path = effect.path();
+        let place = if path.as_os_str().is_empty() { Path::new(HERE) } else { path };
+        let Some(file) = key(place) else { return };
+        match (effect, action) {
+            (Effect::Write { offset, .. }, _) if result > 0 => {
+                self.unsynced.write(file, offset.0, result.cast_unsigned());
+            }
+            (Effect::Open { truncate: true, .. }, _) if result >= 0 => {
+                self.unsynced.truncate(file, 0);
+            }
+            (Effect::Truncate { length, .. }, _) if result >= 0 => {
+                self.unsynced.truncate(file, length.0);
+            }
+            (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_)) => {
+                self.unsynced.synced(file);
+            }
+            (Effect::Sync { .. }, _) => self.unsynced.failed(file),
+            _ => {}
+        }
+    }
+}
+
+/// A path as it is shown: without the `./` before it.
+fn plain(path: &Path) -> PathBuf {
+    path.strip_prefix(HERE).unwrap_or(path).to_owned()
 }
 
 impl Storage for ArmedStorage<'_> {
     fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
-        if how == Open::Directory {
-            return self.disk.open(path, how);
+        let opened = if how == Open::Directory {
+            self.disk.open(path, how)?
+        } else {
+            let effect = |_: &Notes| {
+                let truncate = how == Open::Truncate;
+                Effect::Open { path: plain(path), create: true, truncate }
+            };
+            self.gate(Call::Open, 0, effect, |disk, _| disk.open(path, how), |_| 0)?
+        };
+        if let Some(notes) = &mut self.notes {
+            notes.opened(opened, path);
         }
-        self.gate(Call::Open, 0, |disk, _| disk.open(path, how))
+        Ok(opened)
     }
 
     fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize> {
-        self.gate(Call::Write, bytes.len(), |disk, keep| {
-            // A kernel that is to take some bytes takes them all: what is left is only delayed.
+        let effect = |notes: &Notes| Effect::Write {
+            path: notes.path(file),
+            offset: ByteOffset(notes.position(file)),
+            data: Vec::new(),
+        };
+        let full = matches!(self.notes, Some(_));
+        let write = |disk: &mut Disk, keep: usize| {
+            // A kernel that is to take some bytes takes them all, unless the disk is full: what is
+            // left is only delayed.
             let mut done = 0;
             while done < keep {
                 done += disk.write(file, &bytes[done..keep])?;
+                if full {
+                    break;
+                }
             }
             Ok(done)
-        })
+        };
+        let written = self.gate(Call::Write, bytes.len(), effect, write, |count| *count)?;
+        if let Some(notes) = &mut self.notes
+            && let Some((_, position)) = notes.open.get_mut(file.0)
+        {
+            *position += written as u64;
+        }
+        Ok(written)
     }
 
     fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()> {
-        self.gate(Call::Truncate, 0, |disk, _| disk.truncate(file, length))
+        let effect = |notes: &Notes| Effect::Truncate {
+            path: notes.path(file),
+            length: ByteOffset(length),
+        };
+        self.gate(Call::Truncate, 0, effect, |disk, _| disk.truncate(file, length), |()| 0)
     }
 
     fn fsync(&mut self, file: FileId) -> io::Result<()> {
-        self.gate(Call::Fsync, 0, |disk, _| disk.fsync(file))
+        let effect = |notes: &Notes| Effect::Sync { path: notes.path(file) };
+        self.gate(Call::Fsync, 0, effect, |disk, _| disk.fsync(file), |()| 0)
     }
 
     fn close(&mut self, file: FileId) -> io::Result<()> {
-        self.gate(Call::Close, 0, |disk, _| disk.close(file))
+        let effect = |notes: &Notes| Effect::Close { path: notes.path(file) };
+        self.gate(Call::Close, 0, effect, |disk, _| disk.close(file), |()| 0)
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        self.gate(Call::Rename, 0, |disk, _| disk.rename(from, to))
+        let effect = |_: &Notes| Effect::Rename { from: plain(from), to: plain(to), exchange: false };
+        self.gate(Call::Rename, 0, effect, |disk, _| disk.rename(from, to), |()| 0)
     }
 
     fn unlink(&mut self, path: &Path) -> io::Result<()> {
-        self.gate(Call::Unlink, 0, |disk, _| disk.unlink(path))
+        let effect = |_: &Notes| Effect::Unlink { path: plain(path) };
+        self.gate(Call::Unlink, 0, effect, |disk, _| disk.unlink(path), |()| 0)
     }
 
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {

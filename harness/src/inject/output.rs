@@ -4,12 +4,15 @@ use std::io;
 
 use nix::errno::Errno;
 use regex::bytes::Regex;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::os::ptrace::Stopped;
 use crate::os::spawn::{Pipes, Stream};
 
 /// Longer lines are no acks.
 const LINE_MAX: usize = 64 << 10;
+/// How many acks are told apart.
+const SAID_MAX: usize = 10_000;
 /// How much of stderr is kept for messages.
 const LAST_WORDS_BYTES: usize = 2048;
 
@@ -19,13 +22,15 @@ pub struct AckCounter {
     pattern: Option<Regex>,
     line: Vec<u8>,
     acks: u64,
+    /// What the acks said, as hashes; no more than [`SAID_MAX`].
+    said: Vec<u64>,
 }
 
 impl AckCounter {
     /// Counts lines that match; none if there is no pattern.
     #[must_use]
     pub fn new(pattern: Option<Regex>) -> Self {
-        Self { pattern, line: Vec::new(), acks: 0 }
+        Self { pattern, line: Vec::new(), acks: 0, said: Vec::new() }
     }
 
     /// Takes more of the stream. A line counts when its end has come.
@@ -35,8 +40,12 @@ impl AckCounter {
             match part.strip_suffix(b"\n") {
                 Some(end) => {
                     self.line.extend_from_slice(end);
-                    let whole = self.line.len() <= LINE_MAX;
-                    self.acks += u64::from(whole && pattern.is_match(&self.line));
+                    if self.line.len() <= LINE_MAX && pattern.is_match(&self.line) {
+                        self.acks += 1;
+                        if self.said.len() < SAID_MAX {
+                            self.said.push(xxh3_64(&self.line));
+                        }
+                    }
                     self.line.clear();
                 }
                 // One byte more than the longest ack tells that it is longer.
@@ -52,6 +61,12 @@ impl AckCounter {
     #[must_use]
     pub fn acks(&self) -> u64 {
         self.acks
+    }
+
+    /// What they said, as a hash of each line.
+    #[must_use]
+    pub fn said(&self) -> &[u64] {
+        &self.said
     }
 }
 
@@ -99,6 +114,12 @@ impl Output {
     #[must_use]
     pub fn acks(&self) -> u64 {
         self.counter.acks()
+    }
+
+    /// What they said, as a hash of each line.
+    #[must_use]
+    pub fn said(&self) -> Vec<u64> {
+        self.counter.said.clone()
     }
 
     /// The end of stderr, as text.

@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::decode::{self, Asked, Scope};
+use super::decode::{self, Asked, Detail, Scope};
 use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::Action;
 use crate::op::{Call, Effect, Op, Trace};
+use crate::os::ptrace::Stopped;
 
 /// How long a program may go on after the acks that make a run, if nobody asked for so many.
 const LINGER: Duration = Duration::from_secs(2);
@@ -86,6 +87,7 @@ impl<'a> Recorder<'a> {
         let acks = usize::try_from(self.acks_of_a_run()).unwrap_or(usize::MAX);
         if let Some(ops) = acks.checked_sub(1).and_then(|last| self.trace.acks.get(last)).copied() {
             self.trace.acks.truncate(acks);
+            self.trace.said.truncate(acks);
             self.trace.ops.truncate(ops);
         }
     }
@@ -119,8 +121,12 @@ impl<'a> Recorder<'a> {
 }
 
 impl Watcher for Recorder<'_> {
-    fn asked(&mut self, _asked: &Asked) -> Action {
+    fn asked(&mut self, _asked: &Asked, _thread: &Stopped) -> Action {
         Action::Pass
+    }
+
+    fn detail(&self) -> Detail {
+        Detail::All
     }
 
     fn wants_results(&self) -> bool {
@@ -142,6 +148,8 @@ impl Watcher for Recorder<'_> {
         self.counter.feed(bytes);
         let acks = usize::try_from(self.counter.acks()).unwrap_or(usize::MAX);
         self.trace.acks.resize(acks.max(self.trace.acks.len()), self.trace.ops.len());
+        let known = self.trace.said.len();
+        self.trace.said.extend_from_slice(&self.counter.said()[known..]);
         if self.counter.acks() >= self.acks_of_a_run() {
             self.enough_acks_at.get_or_insert_with(Instant::now);
         }

@@ -14,12 +14,12 @@ use regex::bytes::Regex;
 use super::decode::Scope;
 use super::output::Output;
 use super::tracer::{Bounds, Ran, Tracer, Watcher};
+use crate::armed::Follows;
 use crate::error::{Context, Error, Result};
 use crate::lab;
-use crate::op::Call;
 use crate::os::process::{self, Ended};
 use crate::os::sandbox;
-use crate::os::seccomp::{self, Filter};
+use crate::os::seccomp::Filter;
 use crate::os::signals;
 use crate::os::spawn::{self, Program, Trace};
 use crate::outcome::{Content, Survivor};
@@ -36,7 +36,7 @@ pub struct Runner {
     pub output: Output,
     /// The trial directory, and what matters in it.
     pub scope: Scope,
-    filters: HashMap<Option<Call>, Filter>,
+    filters: HashMap<Follows, Filter>,
     sandbox: Option<Sandbox>,
     /// Files outside the trial directory, as they are before a run; only a sandboxed program
     /// changes any.
@@ -48,6 +48,17 @@ pub struct Runner {
 pub const GRACE: Duration = Duration::from_millis(500);
 /// How long a program that is not traced may wait for its output to be read.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a followed run may go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// The program itself.
+    pub timeout: Duration,
+    /// What it left running, after it.
+    pub grace: Duration,
+    /// No longer than until so many acks have come.
+    pub acks: Option<u64>,
+}
 
 /// How a run without tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,21 +107,21 @@ impl Runner {
         self.output.reset().context("read what the program printed")
     }
 
-    /// Runs the program in the directory as it is, and follows it. With `only`, it stops at calls
-    /// of that kind alone.
+    /// Runs the program in the directory as it is, and follows it. It stops at the calls that are
+    /// followed alone.
     pub fn traced(
         &mut self,
         watcher: &mut impl Watcher,
-        only: Option<Call>,
-        timeout: Duration,
-        grace: Duration,
+        follows: Follows,
+        bound: Bound,
     ) -> Result<Ran> {
-        let filter = self
-            .filters
-            .entry(only)
-            .or_insert_with(|| Filter::new(only.map_or(seccomp::Scope::All, seccomp::Scope::Only)));
-        let deadline = Instant::now() + timeout;
-        let bounds = Bounds { deadline, processes: self.limits.processes, grace };
+        let filter = self.filters.entry(follows).or_insert_with(|| Filter::new(follows));
+        let bounds = Bounds {
+            deadline: Instant::now() + bound.timeout,
+            processes: self.limits.processes,
+            grace: bound.grace,
+            acks: bound.acks,
+        };
         let child =
             spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || {
                 confine(&self.sandbox)

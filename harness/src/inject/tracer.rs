@@ -20,10 +20,14 @@ use crate::os::{seccomp, signals};
 
 /// Sees the calls of a run and says what is to be done with them.
 pub trait Watcher {
-    /// A storage call that matters is about to be made.
-    fn asked(&mut self, asked: &Asked) -> Action;
+    /// A storage call that matters is about to be made by `thread`.
+    fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action;
     /// Whether the results of calls are wanted; then calls are made one at a time.
     fn wants_results(&self) -> bool;
+    /// How much of a call is found out.
+    fn detail(&self) -> Detail {
+        Detail::Place
+    }
     /// A call has returned. Cut calls are reported too.
     fn done(&mut self, _done: Done<'_>) {}
     /// The program is about to print this.
@@ -46,6 +50,8 @@ pub struct Done<'a> {
     pub thread: &'a Stopped,
     /// Its arguments.
     pub arguments: [u64; 6],
+    /// Whether the watcher's action made the result what it is.
+    pub injected: bool,
 }
 
 /// What a tracer can not follow.
@@ -66,6 +72,8 @@ pub struct Bounds {
     pub processes: usize,
     /// How long what the program left running may go on after the program.
     pub grace: Duration,
+    /// How many acks are enough, of a program that does not end by itself.
+    pub acks: Option<u64>,
 }
 
 /// How a traced run ended.
@@ -99,6 +107,9 @@ struct Calling {
     arguments: [u64; 6],
     then: After,
     undo: Option<Undo>,
+    /// What it returns, whatever it does.
+    answer: Option<i64>,
+    injected: bool,
 }
 
 /// What follows the return of a call.
@@ -198,7 +209,9 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
         } else if now >= self.bounds.deadline || signals::orphaned() || signals::interrupted() {
             self.end(How::TimedOut);
-        } else if self.watcher.enough() {
+        } else if self.watcher.enough()
+            || self.bounds.acks.is_some_and(|acks| self.output.acks() >= acks)
+        {
             self.end(How::Enough);
         }
         Ok(())
@@ -284,7 +297,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 return stopped.resume(Run::On, 0);
             }
         }
-        let detail = if self.watcher.wants_results() { Detail::All } else { Detail::Place };
+        let detail = self.watcher.detail();
         let asked = decode::decode(&stopped, number, arguments, self.scope, detail)?;
         let Some(asked) = asked else {
             if self.watcher.wants_results() && self.output.is_stdout(&stopped, arguments[0]) {
@@ -292,8 +305,8 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
             return stopped.resume(Run::On, 0);
         };
-        let action = self.watcher.asked(&asked);
-        let mut undo = None;
+        let action = self.watcher.asked(&asked, &stopped);
+        let (mut undo, mut answer) = (None, None);
         let then = match action {
             Action::Pass if !self.watcher.wants_results() => return stopped.resume(Run::On, 0),
             Action::Pass => After::GoOn,
@@ -302,6 +315,17 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 return Ok(());
             }
             Action::KillAfter => After::Kill,
+            Action::Fail(errno) => {
+                stopped.skip_call(-i64::from(errno.number()))?;
+                if !self.watcher.wants_results() {
+                    return stopped.resume(Run::On, 0);
+                }
+                After::GoOn
+            }
+            Action::FailAfter(errno) => {
+                answer = Some(-i64::from(errno.number()));
+                After::GoOn
+            }
             Action::Cut { keep, then } => {
                 undo = Some(decode::shorten(&stopped, &asked, keep)?);
                 match then {
@@ -310,21 +334,27 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 }
             }
         };
-        let calling = Calling { asked: Box::new(asked), arguments, then, undo };
+        let injected = action != Action::Pass;
+        let calling = Calling { asked: Box::new(asked), arguments, then, undo, answer, injected };
         self.calling.insert(stopped.tid(), calling);
         stopped.resume(Run::ToExit, 0)
     }
 
     fn returned(&mut self, stopped: Stopped) -> ptrace::Result<()> {
-        let Some(Calling { asked, arguments, then, undo }) = self.calling.remove(&stopped.tid())
+        let Some(Calling { asked, arguments, then, undo, answer, injected }) =
+            self.calling.remove(&stopped.tid())
         else {
             return stopped.resume(Run::On, 0);
         };
-        let result = match stopped.call_info()? {
-            CallInfo::Exit(result) => result,
-            CallInfo::Entry { .. } | CallInfo::Other => 0,
+        let result = match (answer, stopped.call_info()?) {
+            (Some(answer), _) => answer,
+            (None, CallInfo::Exit(result)) => result,
+            (None, CallInfo::Entry { .. } | CallInfo::Other) => 0,
         };
-        self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments });
+        if let Some(answer) = answer {
+            stopped.set_result(answer)?;
+        }
+        self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments, injected });
         match then {
             After::Kill => {
                 self.end(How::Struck);

@@ -54,6 +54,18 @@ pub fn skip_call(registers: &mut Registers, result: i64) {
     }
 }
 
+/// Sets what a call that was made returns.
+pub fn set_result(registers: &mut Registers, result: i64) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        registers.rax = result.cast_unsigned();
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        registers.regs[0] = result.cast_unsigned();
+    }
+}
+
 /// When a system call is of interest; the filter in the kernel checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {

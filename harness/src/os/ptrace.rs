@@ -193,6 +193,13 @@ impl Stopped {
         Ok(())
     }
 
+    /// Changes what the call that it has made returns.
+    pub fn set_result(&self, result: i64) -> Result<()> {
+        let mut registers = self.registers()?;
+        arch::set_result(&mut registers, result);
+        self.set_registers(registers)
+    }
+
     #[cfg(target_arch = "aarch64")]
     fn set_call_number(&self, mut number: i32) -> Result<()> {
         const NT_ARM_SYSTEM_CALL: usize = 0x404;

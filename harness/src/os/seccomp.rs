@@ -3,7 +3,7 @@
 use libc::{sock_filter, sock_fprog};
 
 use super::arch::{self, Syscall, When};
-use crate::op::Call;
+use crate::armed::Follows;
 
 /// The data of a stop for a storage call.
 pub const STORAGE: u16 = 1;
@@ -11,15 +11,6 @@ pub const STORAGE: u16 = 1;
 pub const FOREIGN: u16 = 2;
 /// The data of a stop for `io_uring_setup`.
 pub const IO_URING: u16 = 3;
-
-/// Which calls stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All storage calls.
-    All,
-    /// Those of one kind.
-    Only(Call),
-}
 
 /// A filter program, ready to be loaded.
 #[derive(Clone)]
@@ -39,9 +30,9 @@ const JUMP_ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 impl Filter {
-    /// The filter for `scope`.
+    /// The filter that stops what is followed.
     #[must_use]
-    pub fn new(scope: Scope) -> Self {
+    pub fn new(follows: Follows) -> Self {
         let mut filter = Self { program: Vec::new() };
         filter.push(LOAD, ARCH, 0, 0);
         filter.push(JUMP_EQUAL, arch::NATIVE, 1, 0);
@@ -54,9 +45,12 @@ impl Filter {
         filter.push(JUMP_EQUAL, number(libc::SYS_io_uring_setup), 0, 1);
         filter.stop(IO_URING);
         for syscall in arch::syscalls() {
-            let wanted = match scope {
-                Scope::All => true,
-                Scope::Only(call) => syscall.calls.contains(&call),
+            let wanted = match follows {
+                Follows::All => true,
+                Follows::Call(call) => syscall.calls.contains(&call),
+                Follows::Family(family) => {
+                    syscall.calls.iter().any(|call| call.family() == family)
+                }
             };
             if wanted {
                 filter.add(syscall);

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::exit_status::ExitStatus;
-use crate::fault::Nature;
-use crate::op::OpIndex;
+use crate::fault::{Nature, Place};
 use crate::plan::Seed;
 use crate::scenario::{Expectation, Surprise};
 use crate::tally::{Interval, Tally};
@@ -67,6 +66,16 @@ pub struct Row {
     pub kept: Vec<KeptLine>,
     /// What people should know.
     pub notes: Vec<String>,
+    /// How a sweep ended, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Swept>,
+}
+
+/// How a sweep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swept {
+    /// How many of its lanes were cut off before a trial was not struck any more.
+    pub open_lanes: usize,
 }
 
 /// A kept violation in a report.
@@ -77,7 +86,7 @@ pub struct KeptLine {
     /// Whether Linux itself can leave it.
     pub nature: Nature,
     /// Where it struck.
-    pub op: Option<OpIndex>,
+    pub place: Place,
     /// With which it is replayed.
     pub id: String,
     /// The number of its trial.

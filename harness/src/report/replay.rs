@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
-use crate::fault::{Injection, Struck};
+use crate::fault::Injection;
+use crate::outcome::Exit;
 use crate::replay::{Replayed, ReplayedFile};
+use crate::steps;
 use crate::verdict::Verdict;
 
 /// How many bytes are shown around the place where survivor and version part.
@@ -21,13 +23,16 @@ pub fn render(replayed: &Replayed) -> String {
     );
     let struck = match &replayed.injection {
         Injection::NotReached => "nowhere".to_owned(),
-        Injection::At(Struck::Call { call, path, point }) => {
-            format!("{point} {} on {path}", call.name())
-        }
-        Injection::At(Struck::Moment { delay_us }) => format!("after {delay_us:?}"),
+        Injection::At(struck) => struck.to_string(),
+        Injection::Both(first, second) => format!("{first}\n         {second}"),
     };
     let _ = writeln!(text, "struck:  {struck}");
-    let _ = writeln!(text, "acks:    {} seen, so version {} is owed", replayed.acks, replayed.owed);
+    step_lines(replayed, &mut text);
+    let promise = match replayed.exit {
+        Exit::Status(0) => "exit status 0 promises the last".to_owned(),
+        _ => format!("{} seen", replayed.acks),
+    };
+    let _ = writeln!(text, "acks:    {promise}, so version {} is owed", replayed.owed);
     for file in &replayed.files {
         file_lines(file, &mut text);
     }
@@ -49,6 +54,27 @@ pub fn render(replayed: &Replayed) -> String {
     let _ = writeln!(text, "again:   {again}");
     let _ = writeln!(text, "kept in: {}", replayed.directory.display());
     text
+}
+
+/// What the subject did, from the call that failed to its end.
+fn step_lines(replayed: &Replayed, text: &mut String) {
+    for (n, step) in replayed.steps.iter().enumerate() {
+        let label = if n == 0 { "then:    " } else { "         " };
+        let _ = writeln!(text, "{label}{}", steps::line(step));
+    }
+    if !replayed.steps.is_empty() {
+        let _ = writeln!(text, "         {}", ended(replayed.exit));
+    }
+}
+
+fn ended(exit: Exit) -> String {
+    match exit {
+        Exit::Killed => "was killed".to_owned(),
+        Exit::Status(status) => format!("ended with status {status}"),
+        Exit::Signal(signal) => format!("died of signal {signal}"),
+        Exit::TimedOut => "did not end in time".to_owned(),
+        Exit::TooManyProcesses => "started too many processes".to_owned(),
+    }
 }
 
 fn file_lines(file: &ReplayedFile, text: &mut String) {

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::{Report, Row};
+use super::{Report, Row, Swept};
 use crate::scenario::Surprise;
-use crate::tally::{Interval, Tally};
+use crate::verdict::{Promise, Why};
 
 /// Renders a report for people, `width` columns wide if it is known.
 #[must_use]
@@ -19,7 +19,8 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
         }
-        if row.tally.leftovers > 0 {
+        met_lines(row, &mut text);
+        if row.tally.leftovers > 0 && !report.promises.contains(&Promise::Tidy) {
             let _ = writeln!(
                 text,
                 "warning: {}: temporary files stayed for ever in {} trials",
@@ -30,6 +31,16 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
     replay_lines(report, &mut text);
     let _ = writeln!(text, "{}", conclusion(report));
     text
+}
+
+/// What a sweep has met: which calls failed, and whether it came to its end.
+fn met_lines(row: &Row, text: &mut String) {
+    let Some(Swept { open_lanes }) = row.sweep else { return };
+    let met: Vec<_> = row.tally.met.iter().map(|(what, count)| format!("{what} {count}")).collect();
+    let _ = writeln!(text, "swept: {}: {} runs struck: {}", row.name, row.tally.struck, met.join(", "));
+    if open_lanes > 0 {
+        let _ = writeln!(text, "note: {}: cut short by --trials, {open_lanes} rows have more", row.name);
+    }
 }
 
 fn table(report: &Report, width: Option<u16>) -> Table {
@@ -65,10 +76,10 @@ fn cells(report: &Report, row: &Row) -> [String; 8] {
         row.name.clone(),
         tally.judged().to_string(),
         tally.pass_rate().map_or("-".to_owned(), percent),
-        interval(row.interval, tally),
+        interval(row),
         nature.natural.to_string(),
         nature.forced.to_string(),
-        failures(tally),
+        failures(row),
         expected(report, row),
     ]
 }
@@ -83,9 +94,14 @@ fn percent(rate: f64) -> String {
     }
 }
 
-fn interval(interval: Interval, tally: &Tally) -> String {
-    if tally.judged() == 0 {
-        return "-".to_owned();
+fn interval(row: &Row) -> String {
+    let (interval, tally) = (row.interval, &row.tally);
+    match &row.sweep {
+        _ if tally.judged() == 0 => return "-".to_owned(),
+        // Nothing was drawn: these are all that there are.
+        Some(Swept { open_lanes: 0 }) => return "all there are".to_owned(),
+        Some(Swept { .. }) => return "cut short".to_owned(),
+        None => {}
     }
     let bounds = format!("{:.1} - {:.1} %", interval.low * 100.0, interval.high * 100.0);
     if tally.failed() > 0 {
@@ -97,12 +113,19 @@ fn interval(interval: Interval, tally: &Tally) -> String {
     format!("{bounds}\nfails < {bound:.digits$} %")
 }
 
-fn failures(tally: &Tally) -> String {
+fn failures(row: &Row) -> String {
+    let tally = &row.tally;
     let violated = tally
         .violated
         .iter()
         .map(|(kind, count)| format!("{} {}", kind.name(), count.natural + count.forced));
-    let unsaid = tally.inconclusive.iter().map(|(why, count)| format!("({} {count})", why.name()));
+    // A sweep ends with trials that are not struck; that they were not is no lack.
+    let said = |why: &Why| row.sweep.is_none() || *why != Why::NotReached;
+    let unsaid = tally
+        .inconclusive
+        .iter()
+        .filter(|(why, _)| said(why))
+        .map(|(why, count)| format!("({} {count})", why.name()));
     let all: Vec<_> = violated.chain(unsaid).collect();
     if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }

@@ -1,0 +1,257 @@
+//! Small disks that are really full: a tmpfs of few blocks, or a file system on a loop device
+//! whose space a ballast file takes.
+//!
+//! A disk is made once for each worker, in mounts of its own, and emptied between two points: so
+//! nothing stays mounted and no device stays attached, however the worker ends.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::{Statvfs, statvfs};
+
+use crate::error::{Context, Error, Result};
+use crate::file_system::{Axis, FileSystem};
+use crate::os::mount::{self, Again, LoopDevice};
+
+/// What a step takes or gives: a page, and a block of most file systems.
+pub const BLOCK_BYTES: u64 = 4096;
+/// How many inodes a small disk has.
+const INODES: u64 = 1024;
+/// How many are free between two points on a disk where each must be taken by a file.
+const INODES_FREE: u64 = 128;
+
+/// A small disk, mounted where a worker works.
+#[derive(Debug)]
+pub struct Volume {
+    root: PathBuf,
+    kind: FileSystem,
+    blocks: u64,
+    /// Takes the space that is not to be free.
+    ballast: File,
+    /// The files that take the inodes that are not to be free.
+    inodes: RefCell<Vec<PathBuf>>,
+    _device: Option<LoopDevice>,
+}
+
+impl Volume {
+    /// Makes a disk and mounts it at `room`, which only this process and those that it will fork
+    /// see.
+    pub fn make(room: &Path, kind: FileSystem, bytes: Option<u64>) -> Result<Self> {
+        let blocks = bytes.unwrap_or(kind.usual_bytes()).div_ceil(BLOCK_BYTES).max(2);
+        mount::make_private().map_err(|error| {
+            Error::lacking(format!("cannot have mounts of its own: {error}"))
+                .help("run as root, or allow unprivileged user namespaces; `crashtest doctor` shows what is missing")
+        })?;
+        let device = match kind {
+            FileSystem::Tmpfs => {
+                let options = format!("mode=700,nr_blocks={blocks},nr_inodes={INODES}");
+                mount::tmpfs(room, &options, Again::New).map_err(|error| cannot_mount(kind, &error))?;
+                None
+            }
+            _ => Some(on_loop_device(room, kind, blocks * BLOCK_BYTES)?),
+        };
+        let path = room.join("ballast");
+        let ballast = File::create_new(&path).context(format_args!("make {}", path.display()))?;
+        let inodes = RefCell::default();
+        let volume = Self { root: room.to_owned(), kind, blocks, ballast, inodes, _device: device };
+        // A tmpfs of no blocks at all would have no limit: there is always one that is taken.
+        fallocate(&volume.ballast, FallocateFlags::empty(), 0, BLOCK_BYTES as i64)
+            .context(format_args!("take space on a {kind}"))?;
+        Ok(volume)
+    }
+
+    fn usage(&self) -> Result<Statvfs> {
+        statvfs(&self.root).context("ask how much space is free")
+    }
+
+    /// Leaves so many blocks or inodes free.
+    pub fn fill(&self, axis: Axis, free: u64) -> Result<()> {
+        let what = || format!("leave {free} {} free on a {}", axis.unit(), self.kind);
+        match (self.kind, axis) {
+            (FileSystem::Tmpfs, Axis::Space | Axis::Quota) => {
+                let usage = self.usage()?;
+                let used = usage.blocks() - usage.blocks_free();
+                self.limit(&format!("nr_blocks={}", used + free)).with_context(what)
+            }
+            (FileSystem::Tmpfs, Axis::Inodes) => {
+                let usage = self.usage()?;
+                let used = usage.files() - usage.files_free();
+                self.limit(&format!("nr_inodes={}", used + free)).with_context(what)
+            }
+            (_, Axis::Space | Axis::Quota) => self.take_blocks(free).with_context(what),
+            (_, Axis::Inodes) => self.take_inodes(free).with_context(what),
+        }
+    }
+
+    /// Makes all space free again that the subject has not taken.
+    pub fn release(&self) -> Result<()> {
+        let what = || format!("free the space of a {}", self.kind);
+        if self.kind == FileSystem::Tmpfs {
+            let options = format!("nr_blocks={},nr_inodes={INODES}", self.blocks);
+            return self.limit(&options).with_context(what);
+        }
+        self.ballast.set_len(0).with_context(what)?;
+        let mut inodes = self.inodes.borrow_mut();
+        if !inodes.is_empty() {
+            let kept = inodes.len().saturating_sub(usize::try_from(INODES_FREE).unwrap_or(0));
+            for path in inodes.drain(kept..) {
+                fs::remove_file(path).with_context(what)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&self, options: &str) -> io::Result<()> {
+        mount::tmpfs(&self.root, options, Again::Change)
+    }
+
+    fn free_blocks(&self) -> io::Result<u64> {
+        let usage = statvfs(&self.root)?;
+        Ok(usage.blocks_available() * usage.fragment_size() / BLOCK_BYTES)
+    }
+
+    /// Lets the ballast take what is to be taken. The file system needs blocks to keep account of
+    /// the ballast, too, so this may take some turns; and it may keep some for itself.
+    fn take_blocks(&self, free: u64) -> io::Result<()> {
+        const TURNS: usize = 40;
+        mount::sync_file_system(&self.ballast)?;
+        let mut largest = u64::MAX;
+        for _ in 0..TURNS {
+            let now = self.free_blocks()?;
+            let length = self.ballast.metadata()?.len();
+            if now > free && largest > 0 {
+                let more = (now - free).min(largest);
+                let (from, bytes) = (signed(length), signed(more * BLOCK_BYTES));
+                match fallocate(&self.ballast, FallocateFlags::empty(), from, bytes) {
+                    Ok(()) => {}
+                    Err(nix::errno::Errno::ENOSPC) => largest = more / 2,
+                    Err(error) => return Err(error.into()),
+                }
+            } else if now < free && length >= BLOCK_BYTES {
+                let less = ((free - now) * BLOCK_BYTES).min(length);
+                self.ballast.set_len(length - less)?;
+                largest = 0;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_inodes(&self, free: u64) -> io::Result<()> {
+        let mut inodes = self.inodes.borrow_mut();
+        let directory = self.root.join("inodes");
+        fs::create_dir_all(&directory)?;
+        let now = statvfs(&self.root)?.files_free();
+        for _ in free..now {
+            let path = directory.join(inodes.len().to_string());
+            File::create(&path)?;
+            inodes.push(path);
+        }
+        for _ in now..free {
+            let Some(path) = inodes.pop() else { break };
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn cannot_mount(kind: FileSystem, error: &io::Error) -> Error {
+    let cannot = Error::lacking(format!("cannot mount a {kind}: {error}"));
+    match error.raw_os_error() {
+        Some(libc::EPERM) => cannot.help("run as root, or use --fs tmpfs in a user namespace"),
+        Some(libc::ENODEV) => cannot.help(format!("this kernel has no {kind}; use another --fs")),
+        _ => cannot,
+    }
+}
+
+/// Makes an image beside `room`, puts a file system on it and mounts it there.
+fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevice> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::lacking(format!("only root can mount {kind}"))
+            .help("run as root, or use --fs tmpfs"));
+    }
+    let path = room.with_extension("img");
+    let what = format!("make {}", path.display());
+    let _ = fs::remove_file(&path);
+    let image = File::options().create_new(true).read(true).write(true).open(&path).context(&what)?;
+    image.set_len(bytes).context(&what)?;
+    make_file_system(kind, &path, bytes)?;
+    let device = LoopDevice::attach(&image).map_err(|error| {
+        let cannot = Error::lacking(format!("cannot get a loop device: {error}"));
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                cannot.help("load the module `loop`, or use --fs tmpfs")
+            }
+            Some(libc::EACCES | libc::EPERM) => {
+                cannot.help("this container may not use loop devices; use --fs tmpfs")
+            }
+            _ => cannot.help("`losetup -a` shows who has them; or use --fs tmpfs"),
+        }
+    })?;
+    mount::device(&device, room, kind.name(), "").map_err(|error| cannot_mount(kind, &error))?;
+    Ok(device)
+}
+
+/// The name and the options of the tool that makes a file system.
+fn tool(kind: FileSystem) -> (&'static str, &'static [&'static str]) {
+    match kind {
+        FileSystem::Tmpfs => ("true", &[]),
+        // Nothing reserved for root, nothing left to be initialised in the background.
+        FileSystem::Ext4 => (
+            "mkfs.ext4",
+            &["-q", "-F", "-m", "0", "-b", "4096", "-N", "1024", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+        ),
+        FileSystem::Xfs => ("mkfs.xfs", &["-q", "-f"]),
+        FileSystem::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-m", "single", "-d", "single"]),
+    }
+}
+
+/// What is missing to make a file system of this kind here, if anything is.
+#[must_use]
+pub fn missing_tool(kind: FileSystem) -> Option<&'static str> {
+    let (name, _) = tool(kind);
+    find_tool(name).is_none().then_some(name)
+}
+
+/// Tools for administrators are often not in the path of others.
+fn find_tool(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    let places: Vec<_> = std::env::split_paths(&path).chain(usual).collect();
+    places.into_iter().map(|place| place.join(name)).find(|path| path.is_file())
+}
+
+fn make_file_system(kind: FileSystem, image: &Path, bytes: u64) -> Result<()> {
+    let (name, options) = tool(kind);
+    let Some(program) = find_tool(name) else {
+        let package = match kind {
+            FileSystem::Tmpfs | FileSystem::Ext4 => "e2fsprogs",
+            FileSystem::Xfs => "xfsprogs",
+            FileSystem::Btrfs => "btrfs-progs",
+        };
+        return Err(Error::lacking(format!("there is no {name}"))
+            .help(format!("install the package {package}, or use another --fs")));
+    };
+    let output = Command::new(program)
+        .args(options)
+        .arg(image)
+        .stdin(Stdio::null())
+        .output()
+        .context(format_args!("run {name}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
+    Err(Error::usage(format!("{name} can't make a file system of {bytes} bytes: {}", said.trim()))
+        .help(format!("give more with --fs-size; the usual size is {} MiB", kind.usual_bytes() >> 20)))
+}

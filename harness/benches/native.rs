@@ -49,7 +49,7 @@ fn native(c: &mut Criterion) {
     let prepared =
         prepare::prepare("subject", &subject, &lab, FaultKind::Kill, planner).expect("it works");
     let room = lab.room(0).expect("there is room");
-    let mut injector = inject::for_subject(&prepared, &room).expect("it can be followed");
+    let mut injector = inject::for_subject(&prepared, &room, None).expect("it can be followed");
     let mut n = 0;
     group.bench_function("kill trial", |b| {
         b.iter(|| {

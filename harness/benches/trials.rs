@@ -35,13 +35,14 @@ fn built_in(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     group.bench_function("bare", |b| b.iter(|| bare(&path, &bytes)));
     for strategy in [Strategy::Unsafe, Strategy::Atomic] {
-        let subject = BuiltIn::new(strategy, 1, STATE_BYTES);
+        let subject = BuiltIn::new(strategy, 1, STATE_BYTES, 0);
         let recorded = builtin_recorder::record(&subject, &lab.path().join("baseline"));
         let (trace, duration) = recorded.expect("the strategy works");
         let sites = Sites::of(&trace, duration);
         let planner = Planner::new(Seed(1), 0, FaultKind::Kill, Granularity::Byte, sites.clone());
         let room = lab.room(0).expect("there is room");
-        let mut injector = builtin::BuiltInInjector::new(&subject, &sites, &room).expect("pipes");
+        let mut injector =
+            builtin::BuiltInInjector::new(&subject, &sites, &room, None).expect("pipes");
         let mut n = 0;
         group.throughput(Throughput::Elements(injector.together() as u64));
         group.bench_function(strategy.name(), |b| {

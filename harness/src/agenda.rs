@@ -322,9 +322,8 @@ mod tests {
         assert!(!sampled.cross_out(0, 3));
         assert!(!sampled.cross_out(0, 5) && !sampled.cross_out(2, 0));
         assert_eq!(sampled.left(), 9);
-        let ranges: Vec<_> = std::iter::from_fn(|| sampled.next(4))
-            .map(|r| (r.subject, r.start, r.count))
-            .collect();
+        let ranges: Vec<_> =
+            std::iter::from_fn(|| sampled.next(4)).map(|r| (r.subject, r.start, r.count)).collect();
         assert_eq!(ranges, [(0, 0, 3), (0, 4, 1), (1, 0, 4), (1, 4, 1)]);
     }
 

@@ -289,12 +289,8 @@ mod tests {
 
     #[test]
     fn on_a_full_disk_the_kill_is_counted_from_the_first_call_that_failed() {
-        let full = DiskFull {
-            fs: FileSystem::Tmpfs,
-            axis: Axis::Space,
-            free: 0,
-            kill_before: Some(1),
-        };
+        let full =
+            DiskFull { fs: FileSystem::Tmpfs, axis: Axis::Space, free: 0, kill_before: Some(1) };
         let mut armed = Armed::new(&Fault::DiskFull(full));
         let write = Shown::plain(Call::Write, 10);
         assert_eq!(armed.decide(&write), Action::Pass);

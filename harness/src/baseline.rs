@@ -21,7 +21,7 @@ use crate::os::process::Ended;
 use crate::os::signals;
 use crate::outcome::{Content, Survivor};
 use crate::plan::{Planner, Sites};
-use crate::state_files::{self, StateFiles};
+use crate::state_files::{self, KnownNames, StateFiles};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
 
 /// A trial may take this much longer than the unbroken run, and then some.
@@ -73,16 +73,18 @@ pub fn learn(
     };
     note_repeats(&history, &first, &second, &mut notes);
     note_unfollowed(&second, &mut notes);
-    let learned = Learned {
+    let mut learned = Learned {
         command: command.clone(),
         timeout: (second.duration * TRIAL_FACTOR + TRIAL_AT_LEAST).min(command.limits.timeout()),
-        known: first.after.others.iter().chain(&second.after.others).cloned().collect(),
+        known: known(&first.after, &second.after),
         state,
         serves: second.serves,
         outside: rooms[1].outside.clone(),
         before_first_save,
     };
     try_own_commands(name, &learned, &mut rooms[1])?;
+    // It has been run twice there now, as after each trial.
+    learned.known.extend(&rooms[1].survivor(&learned.state)?.others);
     let duration =
         if second.serves { second.duration } else { plain_duration(name, &mut rooms[1])? };
     let sites = Sites::of(&second.trace, duration);
@@ -151,6 +153,16 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         serves,
         stragglers: ran.stragglers,
     })
+}
+
+/// The names that unbroken runs leave.
+fn known(first: &Survivor, second: &Survivor) -> KnownNames {
+    let mut known = KnownNames::default();
+    for run in [first, second] {
+        known.extend(&run.others);
+        known.extend(run.files.keys());
+    }
+    known
 }
 
 /// How long the program runs when nobody follows it.

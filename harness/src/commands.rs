@@ -166,6 +166,7 @@ fn request(options: &cli::Run) -> Result<Request> {
         }
         if command.recover.is_none() {
             promises.remove(&Promise::Recoverable);
+            promises.remove(&Promise::Tidy);
         }
         if !options.about.promise.is_empty() {
             promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
@@ -359,7 +360,10 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
                 return Err(Error::usage("the number of saves is out of range")
                     .help("give --saves 1 to 10000, and at most 1 GiB of state in all"));
             }
-            Ok((name.clone(), Subject::BuiltIn { strategy: name, saves, state_bytes, growth_bytes }))
+            Ok((
+                name.clone(),
+                Subject::BuiltIn { strategy: name, saves, state_bytes, growth_bytes },
+            ))
         })
         .collect()
 }

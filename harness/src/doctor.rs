@@ -127,7 +127,11 @@ fn follow() -> std::result::Result<String, String> {
         let mut runner = Runner::new(&shell(false), &lab.room(0)?)?;
         runner.reset()?;
         let mut count = Count(0);
-        let ran = runner.traced(&mut count, Follows::All, Bound { timeout: Duration::from_secs(5), grace: Duration::ZERO, acks: None })?;
+        let ran = runner.traced(
+            &mut count,
+            Follows::All,
+            Bound { timeout: Duration::from_secs(5), grace: Duration::ZERO, acks: None },
+        )?;
         if count.0 == 0 {
             return Err(Error::lacking("a call of a traced program was not seen"));
         }

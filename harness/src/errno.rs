@@ -238,13 +238,9 @@ pub fn ways(family: Family) -> &'static [Way] {
         ],
         Family::SyncFileRange | Family::Msync => &[NotMade(Eio)],
         Family::Truncate => &[NotMade(Eio), NotMade(Enospc), NotMade(Erofs), NotMade(Eintr)],
-        Family::Fallocate => &[
-            NotMade(Enospc),
-            NotMade(Edquot),
-            NotMade(Eio),
-            NotMade(Eopnotsupp),
-            NotMade(Eintr),
-        ],
+        Family::Fallocate => {
+            &[NotMade(Enospc), NotMade(Edquot), NotMade(Eio), NotMade(Eopnotsupp), NotMade(Eintr)]
+        }
         Family::Rename | Family::Link | Family::Symlink | Family::Mkdir => {
             &[NotMade(Eio), NotMade(Enospc), NotMade(Edquot), NotMade(Erofs)]
         }

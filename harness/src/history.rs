@@ -470,7 +470,8 @@ mod tests {
 
     fn learn(ops: Vec<Op>, acks: Vec<usize>) -> History {
         let is_state = |path: &Path| path == Path::new("s");
-        History::learn(&Trace { ops, acks, said: Vec::new() }, &Files::default(), &is_state).unwrap()
+        History::learn(&Trace { ops, acks, said: Vec::new() }, &Files::default(), &is_state)
+            .unwrap()
     }
 
     fn texts(history: &History) -> Vec<Option<String>> {

@@ -50,11 +50,7 @@ fn says_nothing(outcome: &Outcome) -> Option<Why> {
         (Exit::TimedOut, _) => Some(Why::TimedOut),
         (Exit::TooManyProcesses, _) => Some(Why::TooManyProcesses),
         // A program that a failed call brings down has met the fault, and what is left counts.
-        (Exit::Signal(signal), true)
-            if outcome.fault.is_told() && *signal != libc::SIGKILL =>
-        {
-            None
-        }
+        (Exit::Signal(signal), true) if outcome.fault.is_told() && *signal != libc::SIGKILL => None,
         (Exit::Signal(_), _) => Some(Why::DiedOtherwise),
         (Exit::Killed | Exit::Status(_), false) => Some(Why::NotReached),
         (Exit::Killed | Exit::Status(_), true) => None,
@@ -73,10 +69,17 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
     for file in history.files() {
         let content = outcome.survivor.files.get(file);
         let op = outcome.fault.op().map(|op| op.0);
-        let vanished = content.is_none() && !history.may_be_missing(file, op, owed);
+        // Where there was none at the start, one that was promised and never came has not vanished.
+        let never_came = is_told(outcome)
+            && all_promised(outcome, history)
+            && history.versions.first().is_some_and(|first| !first.contains_key(file));
+        let vanished = content.is_none() && !never_came && !history.may_be_missing(file, op, owed);
         match newest_match(content, history, file).filter(|_| !vanished) {
             Some(version) if version < owed && history.versions_are_known() => {
-                let what = format!("{} is version {version}", file.display());
+                let what = match content {
+                    Some(_) => format!("{} is version {version}", file.display()),
+                    None => format!("{} is not there", file.display()),
+                };
                 found.extend(lost(outcome, owed, &what));
             }
             Some(version) if version < owed => comparable = Comparable::No,
@@ -84,7 +87,8 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
             None => match mismatch(outcome, history, file) {
                 Some(violation) => {
                     if is_told(outcome) && all_promised(outcome, history) {
-                        let detail = format!("{}, but {}", violation.detail, promise(outcome, owed));
+                        let detail =
+                            format!("{}, but {}", violation.detail, promise(outcome, owed));
                         found.push(Violation { kind: ViolationKind::SilentFailure, detail });
                     }
                     found.push(violation);
@@ -100,10 +104,8 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
 /// failed, it has passed that over in silence.
 fn lost(outcome: &Outcome, owed: usize, what: &str) -> Vec<Violation> {
     let detail = format!("{what}, but {}", promise(outcome, owed));
-    let silent = is_told(outcome).then(|| Violation {
-        kind: ViolationKind::SilentFailure,
-        detail: detail.clone(),
-    });
+    let silent = is_told(outcome)
+        .then(|| Violation { kind: ViolationKind::SilentFailure, detail: detail.clone() });
     let lost = Violation { kind: ViolationKind::LostAck, detail };
     std::iter::once(lost).chain(silent).collect()
 }

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::record::{Brief, Record};
 use crate::report::{Report, Row, Swept};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
-use crate::scenario::Scenario;
+use crate::scenario::{Expectation, Scenario};
 use crate::subject::{Prepared, Subject};
 use crate::sweep::Reach;
 use crate::verdict::Promise;
@@ -282,7 +282,7 @@ fn report(
                     Planner::Sampled(_) => None,
                 },
                 population: prepared.planner.population(),
-                expectation: request.scenario.expectation(&prepared.name, &request.promises),
+                expectation: expectation(request, &prepared.name),
                 name: prepared.name,
                 planned: request.trials.unwrap_or(tally.trials()),
                 interval: tally.interval(),
@@ -292,6 +292,15 @@ fn report(
             })
             .collect(),
     }
+}
+
+/// What is expected of a subject. What breaks on one full file system may hold on another.
+fn expectation(request: &Request, name: &str) -> Expectation {
+    let mut expectation = request.scenario.expectation(name, &request.promises);
+    if request.fault == FaultKind::DiskFull && request.reach.fs != request.scenario.sweep.fs {
+        expectation.breaks.clear();
+    }
+    expectation
 }
 
 /// A path as people like it: from here, if it is below.

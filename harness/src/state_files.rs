@@ -88,6 +88,37 @@ fn extends(path: &Path, other: &Path) -> bool {
         && rest.is_some_and(|rest| matches!(rest.first(), Some(b'.' | b'-' | b'_' | b'~')))
 }
 
+/// Names of files that a program leaves when nothing goes wrong. Numbers in them count for nothing:
+/// of a backup with a date or a count in its name, each run leaves another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownNames(BTreeSet<String>);
+
+impl KnownNames {
+    /// Adds names.
+    pub fn extend<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+        self.0.extend(paths.into_iter().map(|path| without_numbers(path)));
+    }
+
+    /// Whether a name is one of them.
+    #[must_use]
+    pub fn contains(&self, path: &Path) -> bool {
+        self.0.contains(&without_numbers(path))
+    }
+}
+
+/// A name with `#` for each number in it.
+fn without_numbers(path: &Path) -> String {
+    let mut plain = String::new();
+    for c in path.to_string_lossy().chars() {
+        match c {
+            '0'..='9' if plain.ends_with('#') => {}
+            '0'..='9' => plain.push('#'),
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +148,14 @@ mod tests {
         assert!(!state.contains(Path::new("x/a.json")));
         assert!(state.contains(Path::new("data/a")));
         assert!(StateFiles::given(&["[".into()]).is_err());
+    }
+
+    #[test]
+    fn a_backup_with_another_number_is_known_and_a_random_name_is_not() {
+        let mut known = KnownNames::default();
+        known.extend([&PathBuf::from("state.json.bak.1"), &PathBuf::from("b/2026-01-01.json")]);
+        assert!(known.contains(Path::new("state.json.bak.12")));
+        assert!(known.contains(Path::new("b/2027-12-31.json")));
+        assert!(!known.contains(Path::new(".state.json.3f9a")));
     }
 }

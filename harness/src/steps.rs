@@ -6,7 +6,7 @@ use crate::outcome::Step;
 
 /// How many steps are kept; the rest is counted.
 const STEPS_MAX: usize = 40;
-/// How much of a printed line is kept, in characters.
+/// How much of a printed line is kept, in bytes.
 const LINE_MAX: usize = 100;
 
 /// Steps in their order, not too many.
@@ -14,6 +14,8 @@ const LINE_MAX: usize = 100;
 pub struct Steps {
     steps: Vec<Step>,
     more: usize,
+    /// What was printed of a line that has not ended.
+    line: Vec<u8>,
 }
 
 impl Steps {
@@ -31,16 +33,28 @@ impl Steps {
         self.push(Step::Called { what, result, injected });
     }
 
-    /// Adds what was printed, a line a step.
+    /// Adds what was printed, a line a step, when its end has come.
     pub fn said(&mut self, bytes: &[u8]) {
-        for line in String::from_utf8_lossy(bytes).lines() {
-            self.push(Step::Said(line.chars().take(LINE_MAX).collect()));
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE_MAX.saturating_sub(self.line.len());
+            self.line.extend(part.iter().take(room));
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
         }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        self.push(Step::Said(String::from_utf8_lossy(&line).trim_end().to_owned()));
     }
 
     /// All of them.
     #[must_use]
     pub fn finish(mut self) -> Vec<Step> {
+        if !self.line.is_empty() {
+            self.end_line();
+        }
         if self.more > 0 {
             self.steps.push(Step::More(self.more));
         }
@@ -72,10 +86,16 @@ pub fn call(call: Call, effect: &Effect, length: usize) -> String {
         Effect::Symlink { target, path } => {
             format!("{}, {}", target.display(), path.display())
         }
-        Effect::Sync { path } if path.as_os_str().is_empty() => ".".to_owned(),
-        other => other.path().display().to_string(),
+        other => shown_path(other),
     };
     format!("{name}({arguments})")
+}
+
+/// The file that an op is about; the trial directory itself has no name in it.
+#[must_use]
+pub fn shown_path(effect: &Effect) -> String {
+    let path = effect.path();
+    if path.as_os_str().is_empty() { ".".to_owned() } else { path.display().to_string() }
 }
 
 /// A step as a line.
@@ -111,6 +131,16 @@ mod tests {
         assert_eq!(line(&step), "write(s, 9 bytes) = -1 ENOSPC (injected)");
         let step = Step::Called { what, result: Some(4), injected: false };
         assert_eq!(line(&step), "write(s, 9 bytes) = 4");
+    }
+
+    #[test]
+    fn a_line_that_comes_in_pieces_is_one_step() {
+        let mut steps = Steps::default();
+        for piece in [&b"saved"[..], b" ", b"4", b"\nand"] {
+            steps.said(piece);
+        }
+        let said: Vec<_> = steps.finish().iter().map(line).collect();
+        assert_eq!(said, ["says: saved 4", "says: and"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Subjects: what is tested.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::history::History;
 use crate::model::Files;
 use crate::op::Trace;
 use crate::plan::{Planner, Sites};
-use crate::state_files::StateFiles;
+use crate::state_files::{KnownNames, StateFiles};
 
 /// What is tested, as it can be stored and run again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,8 +151,8 @@ pub struct Learned {
     pub state: StateFiles,
     /// How long a trial may take.
     pub timeout: Duration,
-    /// All files that an unbroken run leaves, and which are no leftovers.
-    pub known: BTreeSet<PathBuf>,
+    /// All files that unbroken runs leave, and which are no leftovers.
+    pub known: KnownNames,
     /// Whether it does not end by itself.
     pub serves: bool,
     /// Files outside the trial directory that it touches, as they are before a run.

@@ -49,7 +49,8 @@ impl Volume {
         let device = match kind {
             FileSystem::Tmpfs => {
                 let options = format!("mode=700,nr_blocks={blocks},nr_inodes={INODES}");
-                mount::tmpfs(room, &options, Again::New).map_err(|error| cannot_mount(kind, &error))?;
+                mount::tmpfs(room, &options, Again::New)
+                    .map_err(|error| cannot_mount(kind, &error))?;
                 None
             }
             _ => Some(on_loop_device(room, kind, blocks * BLOCK_BYTES)?),
@@ -95,6 +96,10 @@ impl Volume {
             return self.limit(&options).with_context(what);
         }
         self.ballast.set_len(0).with_context(what)?;
+        if self.kind == FileSystem::Btrfs {
+            // What was freed can be used after the next commit only, and is not waited for.
+            mount::sync_file_system(&self.ballast).with_context(what)?;
+        }
         let mut inodes = self.inodes.borrow_mut();
         if !inodes.is_empty() {
             let kept = inodes.len().saturating_sub(usize::try_from(INODES_FREE).unwrap_or(0));
@@ -182,7 +187,8 @@ fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevic
     let path = room.with_extension("img");
     let what = format!("make {}", path.display());
     let _ = fs::remove_file(&path);
-    let image = File::options().create_new(true).read(true).write(true).open(&path).context(&what)?;
+    let image =
+        File::options().create_new(true).read(true).write(true).open(&path).context(&what)?;
     image.set_len(bytes).context(&what)?;
     make_file_system(kind, &path, bytes)?;
     let device = LoopDevice::attach(&image).map_err(|error| {
@@ -208,10 +214,21 @@ fn tool(kind: FileSystem) -> (&'static str, &'static [&'static str]) {
         // Nothing reserved for root, nothing left to be initialised in the background.
         FileSystem::Ext4 => (
             "mkfs.ext4",
-            &["-q", "-F", "-m", "0", "-b", "4096", "-N", "1024", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            &[
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-b",
+                "4096",
+                "-N",
+                "1024",
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+            ],
         ),
         FileSystem::Xfs => ("mkfs.xfs", &["-q", "-f"]),
-        FileSystem::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-m", "single", "-d", "single"]),
+        FileSystem::Btrfs => ("mkfs.btrfs", &["-q", "-f"]),
     }
 }
 
@@ -253,5 +270,8 @@ fn make_file_system(kind: FileSystem, image: &Path, bytes: u64) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it does not say why");
     Err(Error::usage(format!("{name} can't make a file system of {bytes} bytes: {}", said.trim()))
-        .help(format!("give more with --fs-size; the usual size is {} MiB", kind.usual_bytes() >> 20)))
+        .help(format!(
+            "give more with --fs-size; the usual size is {} MiB",
+            kind.usual_bytes() >> 20
+        )))
 }

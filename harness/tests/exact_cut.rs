@@ -66,7 +66,7 @@ fn check(subject: &Subject) {
     let lab = Lab::new(None).unwrap();
     let planner = |sites| Planner::new(Seed(3), 0, FaultKind::Kill, Granularity::Byte, sites);
     let prepared = prepare::prepare("subject", subject, &lab, FaultKind::Kill, planner).unwrap();
-    let mut injector = inject::for_subject(&prepared, &lab.room(0).unwrap()).unwrap();
+    let mut injector = inject::for_subject(&prepared, &lab.room(0).unwrap(), None).unwrap();
     for n in 0..OFFSETS {
         let fault = prepared.planner.fault(n).unwrap();
         let left = lab.path().join("left");
@@ -125,7 +125,7 @@ fn of_every_built_in_strategy() {
     for strategy in crashtest_targets::Strategy::ALL {
         for state_bytes in [1024, 20_000] {
             let strategy = strategy.name().to_owned();
-            check(&Subject::BuiltIn { strategy, saves: 2, state_bytes });
+            check(&Subject::BuiltIn { strategy, saves: 2, state_bytes, growth_bytes: 0 });
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::outcome::{Outcome, Step};
 use crate::subject::{Kind, Prepared};
 use crate::volume::Volume;
 
+pub mod armed_storage;
 pub mod builtin;
 pub mod builtin_recorder;
 pub mod checks;
@@ -20,6 +21,7 @@ pub mod recorder;
 pub mod runner;
 pub mod striker;
 pub mod tracer;
+pub mod transfer;
 
 /// Does trials.
 pub trait Injector {

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::decode::{self, Asked, Detail, Scope};
+use super::decode::{Asked, Detail, Scope};
 use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
+use super::transfer;
 use crate::armed::Action;
 use crate::op::{Call, Effect, Op, Trace};
 use crate::os::ptrace::Stopped;
@@ -103,7 +104,8 @@ impl<'a> Recorder<'a> {
                     _ => done.arguments[0],
                 };
                 // A thread that died here never saw its write succeed; the model will tell.
-                let data = decode::moved(done.thread, &done.asked, file, count).unwrap_or_default();
+                let data =
+                    transfer::moved(done.thread, &done.asked, file, count).unwrap_or_default();
                 Effect::Write { path, offset, data }
             }
             Effect::Open { path, create, truncate } if done.result >= 0 => {

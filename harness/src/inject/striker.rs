@@ -106,7 +106,7 @@ impl<'a> Striker<'a> {
     }
 
     fn strike(&mut self, asked: &Asked, action: Action) {
-        let path = asked.effect.path().to_string_lossy().into_owned();
+        let path = steps::shown_path(&asked.effect);
         let call = asked.call;
         let at = |point, path| Struck::Call { call, path, point };
         let struck = match (action, self.kind) {
@@ -189,7 +189,7 @@ impl Watcher for Striker<'_> {
         }
         let asked = &done.asked;
         if self.armed.returned(&asked.shown(), done.result) && self.first.is_none() {
-            let path = asked.effect.path().to_string_lossy().into_owned();
+            let path = steps::shown_path(&asked.effect);
             self.first = Some(Struck::Failed { call: asked.call, path, result: done.result });
         }
         if self.first.is_some()

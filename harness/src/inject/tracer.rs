@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
-use super::decode::{self, Asked, Detail, Scope, Undo};
+use super::decode::{self, Asked, Detail, Scope};
 use super::output::Output;
+use super::transfer::{self, Undo};
 use crate::armed::{Action, Then};
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::{self, CallInfo, Died, Event, Reason, Run, Stopped};
@@ -301,7 +302,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
         let asked = decode::decode(&stopped, number, arguments, self.scope, detail)?;
         let Some(asked) = asked else {
             if self.watcher.wants_results() && self.output.is_stdout(&stopped, arguments[0]) {
-                self.watcher.prints(&decode::printed(&stopped, number, arguments)?);
+                self.watcher.prints(&transfer::printed(&stopped, number, arguments)?);
             }
             return stopped.resume(Run::On, 0);
         };
@@ -327,7 +328,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 After::GoOn
             }
             Action::Cut { keep, then } => {
-                undo = Some(decode::shorten(&stopped, &asked, keep)?);
+                undo = Some(transfer::shorten(&stopped, &asked, keep)?);
                 match then {
                     Then::Kill => After::Kill,
                     Then::GoOn => After::GoOn,
@@ -366,7 +367,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
             After::GoOn => {
                 if let Some(undo) = undo {
-                    decode::restore(&stopped, undo, arguments)?;
+                    transfer::restore(&stopped, undo, arguments)?;
                 }
                 stopped.resume(Run::On, 0)?;
                 self.release();

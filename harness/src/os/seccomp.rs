@@ -48,9 +48,7 @@ impl Filter {
             let wanted = match follows {
                 Follows::All => true,
                 Follows::Call(call) => syscall.calls.contains(&call),
-                Follows::Family(family) => {
-                    syscall.calls.iter().any(|call| call.family() == family)
-                }
+                Follows::Family(family) => syscall.calls.iter().any(|call| call.family() == family),
             };
             if wanted {
                 filter.add(syscall);

@@ -59,7 +59,7 @@ pub fn render(replayed: &Replayed) -> String {
 /// What the subject did, from the call that failed to its end.
 fn step_lines(replayed: &Replayed, text: &mut String) {
     for (n, step) in replayed.steps.iter().enumerate() {
-        let label = if n == 0 { "then:    " } else { "         " };
+        let label = if n == 0 { "did:     " } else { "         " };
         let _ = writeln!(text, "{label}{}", steps::line(step));
     }
     if !replayed.steps.is_empty() {

@@ -1,5 +1,6 @@
 //! The table on the terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -36,32 +37,61 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
 /// What a sweep has met: which calls failed, and whether it came to its end.
 fn met_lines(row: &Row, text: &mut String) {
     let Some(Swept { open_lanes }) = row.sweep else { return };
-    let met: Vec<_> = row.tally.met.iter().map(|(what, count)| format!("{what} {count}")).collect();
-    let _ = writeln!(text, "swept: {}: {} runs struck: {}", row.name, row.tally.struck, met.join(", "));
+    let _ = writeln!(text, "swept: {}: {} runs struck: {}", row.name, row.tally.struck, met(row));
     if open_lanes > 0 {
-        let _ = writeln!(text, "note: {}: cut short by --trials, {open_lanes} rows have more", row.name);
+        let _ = writeln!(
+            text,
+            "note: {}: cut short by --trials, {open_lanes} rows have more",
+            row.name
+        );
     }
+}
+
+/// The calls that failed first, by family: how often, and of what.
+fn met(row: &Row) -> String {
+    let mut families: BTreeMap<&str, (u64, Vec<&str>)> = BTreeMap::new();
+    for (what, count) in &row.tally.met {
+        let (family, how) = what.split_once(' ').unwrap_or((what, ""));
+        let entry = families.entry(family).or_default();
+        entry.0 += count;
+        entry.1.push(how);
+    }
+    let all: Vec<_> = families
+        .into_iter()
+        .map(|(family, (count, hows))| format!("{count} {family} ({})", hows.join(" ")))
+        .collect();
+    if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
+}
+
+/// Whether nothing was drawn.
+fn is_sweep(report: &Report) -> bool {
+    report.subjects.iter().all(|row| row.sweep.is_some())
 }
 
 fn table(report: &Report, width: Option<u16>) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header([
-        "strategy",
-        "judged",
-        "pass rate",
-        "95 % interval",
-        "natural",
-        "forced",
-        "failures",
-        "expected",
-    ]);
+    let header: &[&str] = if is_sweep(report) {
+        &["strategy", "struck", "pass rate", "of", "broken promises", "failures", "expected"]
+    } else {
+        &[
+            "strategy",
+            "judged",
+            "pass rate",
+            "95 % interval",
+            "natural",
+            "forced",
+            "failures",
+            "expected",
+        ]
+    };
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
     if let Some(width) = width {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     }
     for row in &report.subjects {
-        table.add_row(cells(report, row));
+        table.add_row(if is_sweep(report) { swept(report, row) } else { sampled(report, row) });
     }
-    for column in 1..=5 {
+    for column in 1..header.len() - 2 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -69,16 +99,36 @@ fn table(report: &Report, width: Option<u16>) -> Table {
     table
 }
 
-fn cells(report: &Report, row: &Row) -> [String; 8] {
+fn sampled(report: &Report, row: &Row) -> Vec<String> {
     let tally = &row.tally;
     let nature = tally.by_nature();
-    [
+    vec![
         row.name.clone(),
         tally.judged().to_string(),
         tally.pass_rate().map_or("-".to_owned(), percent),
         interval(row),
         nature.natural.to_string(),
         nature.forced.to_string(),
+        failures(row),
+        expected(report, row),
+    ]
+}
+
+fn swept(report: &Report, row: &Row) -> Vec<String> {
+    let tally = &row.tally;
+    // Nothing was drawn: these are all that there are.
+    let of = match &row.sweep {
+        Some(Swept { open_lanes: 0 }) => "all there are",
+        Some(Swept { .. }) | None => "cut short",
+    };
+    let broken: Vec<_> =
+        tally.broken.iter().map(|(promise, count)| format!("{} {count}", promise.name())).collect();
+    vec![
+        row.name.clone(),
+        tally.struck.to_string(),
+        tally.pass_rate().map_or("-".to_owned(), percent),
+        of.to_owned(),
+        if broken.is_empty() { "none".to_owned() } else { broken.join(", ") },
         failures(row),
         expected(report, row),
     ]
@@ -96,12 +146,8 @@ fn percent(rate: f64) -> String {
 
 fn interval(row: &Row) -> String {
     let (interval, tally) = (row.interval, &row.tally);
-    match &row.sweep {
-        _ if tally.judged() == 0 => return "-".to_owned(),
-        // Nothing was drawn: these are all that there are.
-        Some(Swept { open_lanes: 0 }) => return "all there are".to_owned(),
-        Some(Swept { .. }) => return "cut short".to_owned(),
-        None => {}
+    if tally.judged() == 0 {
+        return "-".to_owned();
     }
     let bounds = format!("{:.1} - {:.1} %", interval.low * 100.0, interval.high * 100.0);
     if tally.failed() > 0 {
@@ -141,10 +187,10 @@ fn expected(report: &Report, row: &Row) -> String {
         let breaks: Vec<_> =
             row.expectation.breaks.iter().filter(judged).map(|p| p.name()).collect();
         let keeps: Vec<_> = row.expectation.keeps.iter().filter(judged).map(|p| p.name()).collect();
-        return match (breaks.is_empty(), keeps.is_empty()) {
-            (true, _) => format!("yes: keeps {}", names(keeps)),
-            (false, true) => format!("yes: breaks {}", names(breaks)),
-            (false, false) => format!("yes: breaks {}, keeps {}", names(breaks), names(keeps)),
+        return match breaks.is_empty() {
+            false => format!("yes: breaks {}", names(breaks)),
+            true if keeps.len() == report.promises.len() => "yes: keeps all".to_owned(),
+            true => format!("yes: keeps {}", names(keeps)),
         };
     }
     let words = surprises.iter().map(|surprise| match surprise {

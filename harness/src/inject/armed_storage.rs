@@ -1,0 +1,295 @@
+//! The storage of a built-in strategy in a trial: strikes at the calls that go through it, and
+//! writes down what the strategy does once something has failed.
+
+use std::ffi::OsString;
+use std::io::{self, PipeWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
+use serde::{Deserialize, Serialize};
+
+use super::striker::key;
+use crate::armed::{Action, Armed, Then};
+use crate::errno::Shown;
+use crate::fault::{Fault, Point, Struck};
+use crate::op::{ByteOffset, Call, Effect};
+use crate::os::process::kill_self;
+use crate::outcome::Step;
+use crate::steps::{self, Steps};
+use crate::unsynced::Unsynced;
+
+/// What a child says through its pipe, a byte each.
+pub const ACK: u8 = b'A';
+/// The fault has struck.
+pub const STRUCK: u8 = b'S';
+/// After this comes its account as JSON, and then nothing more.
+pub const ACCOUNT: u8 = b'{';
+
+/// A child works in its slot.
+pub const HERE: &str = ".";
+
+/// What a child says of a fault that it was told of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// What the fault met.
+    pub first: Option<Struck>,
+    /// What its second part met.
+    pub second: Option<Struck>,
+    /// What the strategy did from then on.
+    pub steps: Vec<Step>,
+    /// What a failed fsync has left in memory only: the state file, or the directory.
+    pub unsynced: Vec<PathBuf>,
+}
+
+/// Shows each call to [`Armed`] and does what that says.
+pub struct ArmedStorage<'a> {
+    disk: Disk,
+    armed: Armed,
+    tell: &'a PipeWriter,
+    /// What is written down, of a fault that the strategy is told of.
+    notes: Option<Notes>,
+}
+
+/// What a child writes down.
+#[derive(Default)]
+struct Notes {
+    first: Option<Struck>,
+    second: Option<Struck>,
+    steps: Steps,
+    unsynced: Unsynced,
+    /// Path and position of each open file.
+    open: Vec<(PathBuf, u64)>,
+}
+
+impl<'a> ArmedStorage<'a> {
+    /// Arms `fault`; what there is to say goes to `tell`.
+    #[must_use]
+    pub fn new(fault: &Fault, tell: &'a PipeWriter) -> Self {
+        Self {
+            disk: Disk::default(),
+            armed: Armed::new(fault),
+            tell,
+            notes: fault.is_told().then(Notes::default),
+        }
+    }
+
+    /// `effect` is asked for only if the call is written down.
+    fn gate<T>(
+        &mut self,
+        call: Call,
+        length: usize,
+        effect: impl FnOnce(&Notes) -> Effect,
+        run: impl FnOnce(&mut Disk, usize) -> io::Result<T>,
+        count: impl FnOnce(&T) -> usize,
+    ) -> io::Result<T> {
+        let effect = self.notes.as_ref().map(effect);
+        let creates = matches!(effect, Some(Effect::Open { create: true, .. }) | None);
+        let shown = Shown { creates, ..Shown::plain(call, length) };
+        let action = self.armed.decide(&shown);
+        let done = match action {
+            Action::Pass => run(&mut self.disk, length),
+            Action::KillBefore => self.strike(call, effect.as_ref()),
+            Action::KillAfter => {
+                let _done = run(&mut self.disk, length);
+                self.strike(call, effect.as_ref())
+            }
+            Action::Cut { keep, then } => {
+                let done = run(&mut self.disk, keep);
+                match then {
+                    Then::Kill => self.strike(call, effect.as_ref()),
+                    Then::GoOn => done,
+                }
+            }
+            Action::Fail(errno) => Err(io::Error::from_raw_os_error(errno.number())),
+            Action::FailAfter(errno) => {
+                run(&mut self.disk, length).and(Err(io::Error::from_raw_os_error(errno.number())))
+            }
+        };
+        if let (Some(notes), Some(effect)) = (&mut self.notes, effect) {
+            let result = match &done {
+                Ok(done) => i64::try_from(count(done)).unwrap_or(i64::MAX),
+                Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
+            };
+            let full = self.armed.returned(&shown, result);
+            notes.note(&shown, &effect, result, action, full || action != Action::Pass);
+        }
+        done
+    }
+
+    fn strike(&mut self, call: Call, effect: Option<&Effect>) -> ! {
+        if let (Some(notes), Some(effect)) = (&mut self.notes, effect) {
+            let path = steps::shown_path(effect);
+            notes.second = Some(Struck::Call { call, path, point: Point::Before });
+            notes.steps.called(steps::call(call, effect, 0), None, false);
+            notes.steps.push(Step::Said("(killed here)".to_owned()));
+        }
+        tell_byte(self.tell, STRUCK);
+        self.end();
+        kill_self()
+    }
+
+    /// Gives the account, if there is one.
+    pub fn end(&mut self) {
+        let Some(notes) = self.notes.take() else { return };
+        let lost = |path: &str| key(Path::new(path)).is_some_and(|key| notes.unsynced.is_lost(key));
+        let names = [(STATE_FILE, STATE_FILE), (HERE, "")];
+        let unsynced = names.into_iter().filter(|(path, _)| lost(path));
+        let account = Account {
+            unsynced: unsynced.map(|(_, name)| PathBuf::from(name)).collect(),
+            first: notes.first,
+            second: notes.second,
+            steps: notes.steps.finish(),
+        };
+        if self.armed.has_struck() {
+            tell_byte(self.tell, STRUCK);
+        }
+        // A child that can't speak is a child whose trial says nothing.
+        let mut tell = self.tell;
+        let _ = tell.write_all(&serde_json::to_vec(&account).unwrap_or_default());
+    }
+}
+
+impl Notes {
+    fn path(&self, file: FileId) -> PathBuf {
+        self.open.get(file.0).map(|(path, _)| path.clone()).unwrap_or_default()
+    }
+
+    fn position(&self, file: FileId) -> u64 {
+        self.open.get(file.0).map_or(0, |(_, position)| *position)
+    }
+
+    fn opened(&mut self, file: FileId, path: &Path) {
+        self.open.resize(self.open.len().max(file.0 + 1), (PathBuf::new(), 0));
+        self.open[file.0] = (plain(path), 0);
+    }
+
+    /// Writes down a call that has returned; `fails` says whether the trial made it fail, or the
+    /// disk is full.
+    fn note(&mut self, shown: &Shown, effect: &Effect, result: i64, action: Action, fails: bool) {
+        let struck = || {
+            let path = steps::shown_path(effect);
+            Struck::Failed { call: shown.call, path, result }
+        };
+        match (fails, &self.first) {
+            (true, None) => self.first = Some(struck()),
+            (true, Some(_)) if action != Action::Pass => self.second = Some(struck()),
+            _ => {}
+        }
+        if self.first.is_some() {
+            let what = steps::call(shown.call, effect, shown.length);
+            self.steps.called(what, Some(result), action != Action::Pass);
+        }
+        self.track(effect, result, action);
+    }
+
+    /// Follows what is on disk.
+    fn track(&mut self, effect: &Effect, result: i64, action: Action) {
+        let path = effect.path();
+        let place = if path.as_os_str().is_empty() { Path::new(HERE) } else { path };
+        let Some(file) = key(place) else { return };
+        match (effect, action) {
+            (Effect::Write { offset, .. }, _) if result > 0 => {
+                self.unsynced.write(file, offset.0, result.cast_unsigned());
+            }
+            (Effect::Open { truncate: true, .. }, _) if result >= 0 => {
+                self.unsynced.truncate(file, 0);
+            }
+            (Effect::Truncate { length, .. }, _) if result >= 0 => {
+                self.unsynced.truncate(file, length.0);
+            }
+            (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_)) => {
+                self.unsynced.synced(file);
+            }
+            (Effect::Sync { .. }, _) => self.unsynced.failed(file),
+            _ => {}
+        }
+    }
+}
+
+/// A path as it is shown: without the `./` before it.
+fn plain(path: &Path) -> PathBuf {
+    path.strip_prefix(HERE).unwrap_or(path).to_owned()
+}
+
+impl Storage for ArmedStorage<'_> {
+    fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
+        let opened = if how == Open::Directory {
+            self.disk.open(path, how)?
+        } else {
+            let effect = |_: &Notes| {
+                let truncate = how == Open::Truncate;
+                Effect::Open { path: plain(path), create: true, truncate }
+            };
+            self.gate(Call::Open, 0, effect, |disk, _| disk.open(path, how), |_| 0)?
+        };
+        if let Some(notes) = &mut self.notes {
+            notes.opened(opened, path);
+        }
+        Ok(opened)
+    }
+
+    fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize> {
+        let effect = |notes: &Notes| Effect::Write {
+            path: notes.path(file),
+            offset: ByteOffset(notes.position(file)),
+            data: Vec::new(),
+        };
+        let told = self.notes.is_some();
+        let write = |disk: &mut Disk, keep: usize| {
+            // A kernel that is to take some bytes takes them all, unless the disk is full: what is
+            // left is only delayed.
+            let mut done = 0;
+            while done < keep {
+                done += disk.write(file, &bytes[done..keep])?;
+                if told {
+                    break;
+                }
+            }
+            Ok(done)
+        };
+        let written = self.gate(Call::Write, bytes.len(), effect, write, |count| *count)?;
+        if let Some(notes) = &mut self.notes
+            && let Some((_, position)) = notes.open.get_mut(file.0)
+        {
+            *position += written as u64;
+        }
+        Ok(written)
+    }
+
+    fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()> {
+        let effect =
+            |notes: &Notes| Effect::Truncate { path: notes.path(file), length: ByteOffset(length) };
+        self.gate(Call::Truncate, 0, effect, |disk, _| disk.truncate(file, length), |()| 0)
+    }
+
+    fn fsync(&mut self, file: FileId) -> io::Result<()> {
+        let effect = |notes: &Notes| Effect::Sync { path: notes.path(file) };
+        self.gate(Call::Fsync, 0, effect, |disk, _| disk.fsync(file), |()| 0)
+    }
+
+    fn close(&mut self, file: FileId) -> io::Result<()> {
+        let effect = |notes: &Notes| Effect::Close { path: notes.path(file) };
+        self.gate(Call::Close, 0, effect, |disk, _| disk.close(file), |()| 0)
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let effect =
+            |_: &Notes| Effect::Rename { from: plain(from), to: plain(to), exchange: false };
+        self.gate(Call::Rename, 0, effect, |disk, _| disk.rename(from, to), |()| 0)
+    }
+
+    fn unlink(&mut self, path: &Path) -> io::Result<()> {
+        let effect = |_: &Notes| Effect::Unlink { path: plain(path) };
+        self.gate(Call::Unlink, 0, effect, |disk, _| disk.unlink(path), |()| 0)
+    }
+
+    fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
+        self.disk.list(directory)
+    }
+}
+
+/// Says one byte.
+pub fn tell_byte(mut tell: &PipeWriter, byte: u8) {
+    // A child that can't speak is a child whose trial says nothing: the parent sees no strike.
+    let _ = tell.write_all(&[byte]);
+}

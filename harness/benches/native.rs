@@ -1,18 +1,22 @@
-//! What a real kill of a native program costs, against one bare run of it and against strace.
+//! What a real kill of a native program costs, and a failed call, against one bare run of it and
+//! against strace.
 //!
 //! `cargo bench -p crashtest --bench native`; needs a C compiler, and strace for the last one.
 
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
-use crashtest::fault::FaultKind;
+use crashtest::errno::{Errno, Way};
+use crashtest::fault::{Failing, Fault, FaultKind, Repeat};
 use crashtest::inject;
 use crashtest::lab::Lab;
+use crashtest::op::Family;
 use crashtest::os::process;
 use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
-use criterion::{Criterion, criterion_group, criterion_main};
+use crashtest::sweep::Reach;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 fn compile(directory: &Path) -> Option<String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../targets/c/stdio_rename.c");
@@ -75,5 +79,52 @@ fn native(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, native);
+/// A sweep of failing calls against a shell loop over strace.
+fn failing(c: &mut Criterion) {
+    let lab = Lab::new(None).expect("there is a place for trials");
+    process::pin_to_cpu(0).expect("the bench may use a CPU");
+    let Some(program) = compile(lab.path()) else { return };
+    let mut group = c.benchmark_group("failing");
+    let directory = lab.room(9).expect("there is room");
+    let command = Command { argv: vec![program.clone()], ..Command::default() };
+    let subject = Subject::Command(Box::new(command));
+    let reach = Reach::default();
+    let planner = |sites| Planner::sweeping(FaultKind::Errno, &sites, &reach);
+    let prepared =
+        prepare::prepare("subject", &subject, &lab, FaultKind::Errno, planner).expect("it works");
+    let room = lab.room(0).expect("there is room");
+    let mut injector = inject::for_subject(&prepared, &room, None).expect("it can be followed");
+    // What the loop over strace does, too: EIO at one write after another.
+    let (family, way, repeat) = (Family::Write, Way::NotMade(Errno::Eio), Repeat::Once);
+    let faults: Vec<_> = (1..=RUNS)
+        .map(|nth| Fault::Errno(Failing { family, nth, way, repeat, second: None }))
+        .collect();
+    group.throughput(Throughput::Elements(u64::from(RUNS)));
+    group.bench_function("errno trials", |b| {
+        b.iter(|| injector.inject(&faults).expect("the trials work"));
+    });
+    for (name, options) in [("strace", "-f"), ("strace with seccomp", "-f --seccomp-bpf")] {
+        let script = format!(
+            "for n in $(seq {RUNS}); do strace {options} -o /dev/null \
+             -e inject=write:error=EIO:when=$n {program}; done"
+        );
+        if Process::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+            eprintln!("skipped: there is no strace");
+            break;
+        }
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let mut shell = Process::new("sh");
+                shell.args(["-c", &script]);
+                run_bare(shell, &directory);
+            });
+        });
+    }
+    group.finish();
+}
+
+/// How many runs one iteration has.
+const RUNS: u32 = 8;
+
+criterion_group!(benches, native, failing);
 criterion_main!(benches);

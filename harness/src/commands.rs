@@ -23,6 +23,7 @@ use crate::subject::{Command, Limits, Subject};
 use crate::suggest;
 use crate::sweep::{Depth, Reach};
 use crate::verdict::Promise;
+use crate::volume::BLOCK_BYTES;
 
 /// Trials of a program, which may take long to start, unless the user says otherwise.
 const PROGRAM_TRIALS: u64 = 500;
@@ -258,11 +259,16 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
         reach.axes = options.axis.iter().map(axis).collect();
     }
     if let Some(axis) = reach.axes.iter().find(|axis| !reach.fs.can_run_out(**axis)) {
-        let what = format!("a {} does not run out of {}", reach.fs, axis.unit());
+        let what = format!("{} does not run out of {}", reach.fs, axis.unit());
         return Err(Error::usage(what).help("leave out --axis, or use another --fs"));
     }
     if let Some(size) = &options.fs_size {
-        reach.fs_bytes = Some(bytes(size)?);
+        let size = bytes(size)?;
+        let rounded = size.next_multiple_of(BLOCK_BYTES);
+        if rounded != size && !options.quiet && !options.json {
+            eprintln!("note: {size} bytes are rounded up to {} blocks", rounded / BLOCK_BYTES);
+        }
+        reach.fs_bytes = Some(rounded);
     }
     reach.depth = match (options.then, options.depth) {
         (Some(ThenArg::Kill), _) | (None, Some(2..)) => Depth::Two,

@@ -1,19 +1,22 @@
 //! What this machine can do, found out by doing it.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use crate::armed::{Action, Follows};
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
+use crate::file_system::{Axis, FileSystem};
 use crate::inject::decode::Asked;
 use crate::inject::runner::{Bound, Plain, Runner};
 use crate::inject::tracer::{How, Unfollowed, Watcher};
 use crate::lab::Lab;
-use crate::os::process::Ended;
+use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
 use crate::subject::Command;
+use crate::volume::Volume;
 
 /// Something that crashtest can use.
 #[derive(Clone, Debug)]
@@ -77,6 +80,24 @@ pub fn examine() -> Vec<Finding> {
                      5.11 or later",
         },
     ];
+    findings.push(Finding {
+        what: "small tmpfs",
+        needed: Needed::For("the scenario enospc"),
+        state: small_disk(FileSystem::Tmpfs),
+        remedy: "run as root, or set kernel.unprivileged_userns_clone and \
+                 user.max_user_namespaces above 0",
+    });
+    let disks = [
+        (FileSystem::Ext4, "small ext4", "install e2fsprogs, and run as root"),
+        (FileSystem::Xfs, "small xfs", "install xfsprogs, and run as root"),
+        (FileSystem::Btrfs, "small btrfs", "install btrfs-progs, and run as root"),
+    ];
+    findings.extend(disks.map(|(kind, what, remedy)| Finding {
+        what,
+        needed: Needed::For("--fs of this kind in the scenario enospc"),
+        state: small_disk(kind),
+        remedy,
+    }));
     findings.extend(programs.map(|(what, needed, remedy)| Finding {
         what,
         needed: Needed::For(needed),
@@ -155,6 +176,30 @@ fn sandbox() -> std::result::Result<String, String> {
         Ok(Plain::Ended(Ended::Status(0))) => Ok("fixed paths can be redirected".to_owned()),
         Ok(other) => Err(format!("a program in a sandbox ended with {other:?}")),
         Err(error) => Err(error.message),
+    }
+}
+
+/// Makes a disk and takes its space; in a process of its own, for its mounts are.
+fn small_disk(kind: FileSystem) -> std::result::Result<String, String> {
+    let lab = Lab::new(None).map_err(|error| error.message)?;
+    let room = lab.room(0).map_err(|error| error.message)?;
+    let (mut said, say) = std::io::pipe().map_err(|error| error.to_string())?;
+    let mut say = Some(say);
+    let child = process::fork_child(|| {
+        let tried = Volume::make(&room, kind, None).and_then(|disk| disk.fill(Axis::Space, 0));
+        let Err(error) = tried else { return 0 };
+        // Who can't be told sees the status.
+        let _ = say.as_ref().map(|mut say| say.write_all(error.message.as_bytes()));
+        1
+    });
+    drop(say.take());
+    let mut text = String::new();
+    let read = said.read_to_string(&mut text);
+    let ended = child.and_then(process::wait_for).map_err(|error| error.to_string())?;
+    match (ended, read) {
+        (Ended::Status(0), _) => Ok("a full one can be made".to_owned()),
+        (_, Ok(_)) if !text.is_empty() => Err(text),
+        (ended, _) => Err(format!("the process that made it ended with {ended:?}")),
     }
 }
 

@@ -61,8 +61,24 @@ impl Volume {
         let volume = Self { root: room.to_owned(), kind, blocks, ballast, inodes, _device: device };
         // A tmpfs of no blocks at all would have no limit: there is always one that is taken.
         fallocate(&volume.ballast, FallocateFlags::empty(), 0, BLOCK_BYTES as i64)
-            .context(format_args!("take space on a {kind}"))?;
+            .context(format_args!("take space on {kind}"))?;
         Ok(volume)
+    }
+
+    /// Makes sure that there is room for a subject that writes so many bytes in one run.
+    pub fn hold(&self, name: &str, bytes: u64) -> Result<()> {
+        let free = self.free_blocks().context("ask how much space is free")? * BLOCK_BYTES;
+        // The state before, a run, its recovery, and a block here and there.
+        let needed = bytes.saturating_mul(3).saturating_add(64 * BLOCK_BYTES);
+        if needed <= free {
+            return Ok(());
+        }
+        let (kind, size) = (self.kind, self.blocks * BLOCK_BYTES);
+        Err(Error::usage(format!(
+            "{size} bytes of {kind} are too few: `{name}` writes {bytes} bytes in one run, and \
+             {free} are free"
+        ))
+        .help(format!("give at least --fs-size {}K", (size - free + needed).div_ceil(1024))))
     }
 
     fn usage(&self) -> Result<Statvfs> {
@@ -71,7 +87,7 @@ impl Volume {
 
     /// Leaves so many blocks or inodes free.
     pub fn fill(&self, axis: Axis, free: u64) -> Result<()> {
-        let what = || format!("leave {free} {} free on a {}", axis.unit(), self.kind);
+        let what = || format!("leave {free} {} free on {}", axis.unit(), self.kind);
         match (self.kind, axis) {
             (FileSystem::Tmpfs, Axis::Space | Axis::Quota) => {
                 let usage = self.usage()?;
@@ -90,7 +106,7 @@ impl Volume {
 
     /// Makes all space free again that the subject has not taken.
     pub fn release(&self) -> Result<()> {
-        let what = || format!("free the space of a {}", self.kind);
+        let what = || format!("free the space of {}", self.kind);
         if self.kind == FileSystem::Tmpfs {
             let options = format!("nr_blocks={},nr_inodes={INODES}", self.blocks);
             return self.limit(&options).with_context(what);
@@ -124,6 +140,13 @@ impl Volume {
     fn take_blocks(&self, free: u64) -> io::Result<()> {
         const TURNS: usize = 40;
         mount::sync_file_system(&self.ballast)?;
+        if self.kind == FileSystem::Xfs {
+            // XFS frees the blocks of removed files in the background, and waits for that only when
+            // it is asked for more than there is.
+            let more = signed((self.blocks + 1) * BLOCK_BYTES);
+            let length = signed(self.ballast.metadata()?.len());
+            let _refused = fallocate(&self.ballast, FallocateFlags::empty(), length, more);
+        }
         let mut largest = u64::MAX;
         for _ in 0..TURNS {
             let now = self.free_blocks()?;
@@ -170,9 +193,12 @@ fn signed(bytes: u64) -> i64 {
 }
 
 fn cannot_mount(kind: FileSystem, error: &io::Error) -> Error {
-    let cannot = Error::lacking(format!("cannot mount a {kind}: {error}"));
+    let cannot = Error::lacking(format!("cannot mount {kind}: {error}"));
     match error.raw_os_error() {
-        Some(libc::EPERM) => cannot.help("run as root, or use --fs tmpfs in a user namespace"),
+        Some(libc::EPERM) => cannot.help(
+            "run as root, or allow unprivileged user namespaces; `crashtest doctor` shows what is \
+             missing",
+        ),
         Some(libc::ENODEV) => cannot.help(format!("this kernel has no {kind}; use another --fs")),
         _ => cannot,
     }
@@ -194,7 +220,7 @@ fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevic
     let device = LoopDevice::attach(&image).map_err(|error| {
         let cannot = Error::lacking(format!("cannot get a loop device: {error}"));
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::ENOTTY) => {
                 cannot.help("load the module `loop`, or use --fs tmpfs")
             }
             Some(libc::EACCES | libc::EPERM) => {

@@ -58,6 +58,9 @@ impl<'a> Worker<'a> {
             // The old one's processes end before the new one's begin.
             self.current = None;
             let prepared = &self.prepared[index];
+            if let Some(volume) = &self.volume {
+                volume.hold(&prepared.name, prepared.sites.bytes())?;
+            }
             let injector = inject::for_subject(prepared, &self.room, self.volume.clone())?;
             self.current = Some((index, injector));
         }

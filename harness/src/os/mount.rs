@@ -12,13 +12,11 @@ use nix::unistd::{getegid, geteuid};
 
 const NOTHING: Option<&str> = None;
 
-/// Gives this process, which has one thread, and those that it will fork, mounts of their own. A
-/// user who is not root gets a user namespace too, in which he keeps his ids.
+/// Gives this process, which has one thread, and those that it will fork, mounts of their own.
+/// Whoever may not have them by himself gets a user namespace too, in which he keeps his ids.
 pub fn make_private() -> io::Result<()> {
     let (uid, gid) = (geteuid(), getegid());
-    if uid.is_root() {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-    } else {
+    if unshare(CloneFlags::CLONE_NEWNS).is_err() {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;

@@ -117,6 +117,11 @@ pub fn can_sandbox() -> bool {
     doctor_says("user namespaces and overlayfs", "sandbox")
 }
 
+/// Whether small disks of this kind can be made here.
+pub fn can_fill(kind: crashtest::file_system::FileSystem) -> bool {
+    doctor_says(&format!("small {kind}"), kind.name())
+}
+
 fn doctor_says(finding: &str, name: &str) -> bool {
     let output = crashtest().arg("doctor").output().expect("the command starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

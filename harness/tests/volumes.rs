@@ -1,0 +1,121 @@
+//! A small disk has as much space as is said: not a block more, not a block less, again and again.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use crashtest::file_system::{Axis, FileSystem};
+use crashtest::lab::Lab;
+use crashtest::os::process::{self, Ended};
+use crashtest::volume::{BLOCK_BYTES, Volume};
+
+/// How many blocks can be written to a new file.
+fn writable(path: &Path) -> u64 {
+    let Ok(mut file) = File::create(path) else { return 0 };
+    let block = [7; BLOCK_BYTES as usize];
+    let mut blocks = 0;
+    while file.write(&block).is_ok_and(|count| count == block.len()) && file.sync_data().is_ok() {
+        blocks += 1;
+    }
+    blocks
+}
+
+/// How many files can be made.
+fn creatable(directory: &Path) -> u64 {
+    (0..).take_while(|n| File::create(directory.join(format!("f{n}"))).is_ok()).count() as u64
+}
+
+fn disk(kind: FileSystem) -> (Lab, std::path::PathBuf, Volume) {
+    let lab = Lab::new(None).unwrap();
+    let room = lab.room(0).unwrap();
+    let volume = Volume::make(&room, kind, None).unwrap();
+    let directory = room.join("dir");
+    fs::create_dir(&directory).unwrap();
+    (lab, directory, volume)
+}
+
+fn empty(directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+}
+
+/// Fills a disk in many ways and sees how much of it can be written.
+fn space(kind: FileSystem) {
+    let (_lab, directory, volume) = disk(kind);
+    for free in [0, 1, 2, 7, 100, 3, 0, 1, 250] {
+        volume.fill(Axis::Space, free).unwrap();
+        let blocks = writable(&directory.join("file"));
+        match kind {
+            FileSystem::Tmpfs => assert_eq!(blocks, free),
+            // ext4 may need a block for the tree of a file's extents.
+            FileSystem::Ext4 => assert!((free.saturating_sub(1)..=free).contains(&blocks)),
+            // XFS keeps some for itself, and may not even make the file.
+            FileSystem::Xfs => assert!(blocks <= free + 1, "{blocks} of {free}"),
+            // btrfs keeps the bytes of small files elsewhere.
+            FileSystem::Btrfs => assert!(blocks <= free + 2, "{blocks} of {free}"),
+        }
+        if free == 250 {
+            assert!(blocks > 150, "{blocks} of {free}");
+        }
+        volume.release().unwrap();
+        empty(&directory);
+        fs::write(directory.join("file"), vec![7; 1 << 20]).unwrap();
+        empty(&directory);
+    }
+}
+
+fn inodes(kind: FileSystem) {
+    let (_lab, directory, volume) = disk(kind);
+    for free in [0, 1, 5, 20, 2, 0, 9] {
+        volume.fill(Axis::Inodes, free).unwrap();
+        assert_eq!(creatable(&directory), free);
+        volume.release().unwrap();
+        empty(&directory);
+        assert!(File::create(directory.join("file")).is_ok());
+        empty(&directory);
+    }
+}
+
+/// Nothing is mounted for others, and a subject that is too large is refused.
+fn is_private() {
+    let (_lab, directory, volume) = disk(FileSystem::Tmpfs);
+    let mine = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let theirs = fs::read_to_string(format!("/proc/{}/mountinfo", nix::unistd::getppid())).unwrap();
+    let place = directory.parent().unwrap().display().to_string();
+    assert!(mine.contains(&place) && !theirs.contains(&place));
+    let error = volume.hold("bot", 1 << 30).unwrap_err();
+    assert!(error.message.contains("`bot` writes 1073741824 bytes"), "{error}");
+    assert!(error.help.unwrap().contains("--fs-size"));
+}
+
+/// Each case runs in a process of its own, which gets mounts of its own.
+fn main() {
+    let tmpfs = common::can_fill(FileSystem::Tmpfs);
+    let cases: [(&str, FileSystem, fn()); 7] = [
+        ("space_of_a_tmpfs", FileSystem::Tmpfs, || space(FileSystem::Tmpfs)),
+        ("inodes_of_a_tmpfs", FileSystem::Tmpfs, || inodes(FileSystem::Tmpfs)),
+        ("a_disk_is_private", FileSystem::Tmpfs, is_private),
+        ("space_of_ext4", FileSystem::Ext4, || space(FileSystem::Ext4)),
+        ("inodes_of_ext4", FileSystem::Ext4, || inodes(FileSystem::Ext4)),
+        ("space_of_xfs", FileSystem::Xfs, || space(FileSystem::Xfs)),
+        ("space_of_btrfs", FileSystem::Btrfs, || space(FileSystem::Btrfs)),
+    ];
+    let mut failed = 0;
+    for (name, kind, case) in cases {
+        if !(if kind == FileSystem::Tmpfs { tmpfs } else { common::can_fill(kind) }) {
+            continue;
+        }
+        let child = process::fork_child(|| {
+            case();
+            0
+        });
+        let passed = process::wait_for(child.unwrap()).unwrap() == Ended::Status(0);
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += usize::from(!passed);
+    }
+    println!("{failed} failed");
+    std::process::exit(i32::from(failed > 0));
+}

@@ -18,7 +18,7 @@ use crate::plan::{Granularity, Planner, Seed};
 use crate::prepare;
 use crate::results::{self, Kept};
 use crate::trial::Trial;
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, Violation, ViolationKind};
 use crate::volume::Volume;
 
 /// One trial, run again.
@@ -103,8 +103,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     }
     let verdict = oracle::judge(outcome, &prepared.history, &kept.promises);
     let files = files(outcome, &prepared.history, &survivor);
-    let again = verdict == Verdict::Violated(kept.violations.clone())
-        && files.iter().all(|file| file.again);
+    let again = same(&verdict, &kept.violations) && files.iter().all(|file| file.again);
     if let Injection::NotReached = outcome.injection {
         return Err(not_reached(&kept));
     }
@@ -121,6 +120,15 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         directory,
         files,
     })
+}
+
+/// Whether a verdict is the one that was kept. Temp files have other names each time.
+fn same(verdict: &Verdict, kept: &[Violation]) -> bool {
+    let Verdict::Violated(found) = verdict else { return false };
+    let alike = |(one, other): (&Violation, &Violation)| {
+        one == other || (one.kind == other.kind && one.kind == ViolationKind::Leftovers)
+    };
+    found.len() == kept.len() && found.iter().zip(kept).all(alike)
 }
 
 fn not_reached(kept: &Kept) -> Error {

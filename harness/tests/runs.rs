@@ -4,21 +4,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{crashtest, python, report, run_in, targets};
+use common::{pid, python, report, run_in, start, table, targets, wait_for_outcomes};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-/// What two runs of the same trials have in common.
-fn table(report: &serde_json::Value) -> serde_json::Value {
-    let rows = report["subjects"].as_array().unwrap();
-    let row = |row: &serde_json::Value| {
-        serde_json::json!([row["name"], row["tally"], row["interval"], row["expectation"]])
-    };
-    rows.iter().map(row).collect()
-}
 
 #[test]
 fn the_newcomers_command_finds_unsafe_out_and_passes_atomic() {
@@ -100,37 +89,6 @@ fn survivor(results: &Path, id: &str) -> std::path::PathBuf {
         .unwrap()
 }
 
-fn start(results: &Path, arguments: &[&str]) -> Child {
-    crashtest()
-        .args(arguments)
-        .env("CRASHTEST_RESULTS", results)
-        .current_dir(results)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(child.id()).unwrap())
-}
-
-/// Waits until the run has kept some outcomes.
-fn wait_for_outcomes(results: &Path) -> String {
-    let started = Instant::now();
-    loop {
-        for run in fs::read_dir(results).unwrap().flatten() {
-            let length =
-                fs::metadata(run.path().join("outcomes.jsonl")).map_or(0, |found| found.len());
-            if length > 0 {
-                return run.file_name().to_string_lossy().into_owned();
-            }
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "nothing was kept");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_run_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one() {
     let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -155,27 +113,6 @@ fn a_run_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one
     }
 }
 
-/// Everything of a run that could be left behind: processes with its directory in their
-/// environment or arguments, trial directories, mounts.
-fn left_behind(mark: &str, place: &Path) -> Vec<String> {
-    let mut left = Vec::new();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        let read = |name: &str| fs::read(process.path().join(name)).unwrap_or_default();
-        let known = [read("environ"), read("cmdline")].concat();
-        let ours = process.file_name().to_string_lossy() == std::process::id().to_string();
-        let marked = known.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
-        if marked && !ours {
-            left.push(format!("process {}", process.file_name().to_string_lossy()));
-        }
-    }
-    let entries = fs::read_dir(place).unwrap().flatten();
-    left.extend(entries.map(|entry| entry.path().display().to_string()));
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let place = place.display().to_string();
-    left.extend(mounts.lines().filter(|line| line.contains(&place)).map(str::to_owned));
-    left
-}
-
 #[test]
 fn a_kill_of_crashtest_leaves_no_process_no_mount_and_no_directory() {
     let mut programs: Vec<Vec<&str>> = vec![vec!["--strategy", "all"]];
@@ -189,34 +126,10 @@ fn a_kill_of_crashtest_leaves_no_process_no_mount_and_no_directory() {
     if common::can_sandbox() {
         programs.push([&["--sandbox"], &shell[..]].concat());
     }
-    for (index, program) in programs.iter().enumerate() {
+    for program in &programs {
         for round in 0..4 {
-            let results = tempfile::tempdir().unwrap();
-            let place = tempfile::tempdir_in("/dev/shm").unwrap();
-            let mark = format!("crashtest-mark-{}-{index}-{round}", std::process::id());
-            let place_name = place.path().display().to_string();
-            let options = ["run", "--trials", "100000", "--dir", &place_name];
-            let mut child = crashtest()
-                .args(options)
-                .args(program)
-                .env("CRASHTEST_RESULTS", results.path())
-                .env("MARK", &mark)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(Duration::from_millis(150 + 400 * round));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let started = Instant::now();
-            loop {
-                let left = left_behind(&mark, place.path());
-                if left.is_empty() {
-                    break;
-                }
-                assert!(started.elapsed() < Duration::from_secs(10), "{program:?}: {left:?}");
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            let options = [&["run", "--trials", "100000"], &program[..]].concat();
+            common::kill_and_look(&options, Duration::from_millis(150 + 400 * round));
         }
     }
 }

@@ -3,13 +3,21 @@
 mod common;
 
 use common::{compiled, node, python, report, targets, violations};
+use crashtest::file_system::FileSystem;
 
 const TRIALS: &str = "240";
+
+/// The scenarios that this machine can do.
+fn scenarios() -> Vec<&'static str> {
+    let mut all = vec!["sigkill", "shortwrite", "errno"];
+    all.extend(common::can_fill(FileSystem::Tmpfs).then_some("enospc"));
+    all
+}
 
 #[test]
 fn every_built_in_strategy_does_what_its_scenario_expects() {
     let results = tempfile::tempdir().unwrap();
-    for scenario in ["sigkill", "shortwrite"] {
+    for scenario in scenarios() {
         let (status, report) =
             report(results.path(), &["--scenario", scenario, "--strategy", "all", "--seed", "1"]);
         assert_eq!(status, 0, "{scenario}: {report:#}");
@@ -20,7 +28,7 @@ fn every_built_in_strategy_does_what_its_scenario_expects() {
 fn every_bad_built_in_is_caught_by_a_scenario_and_every_good_one_by_none() {
     let results = tempfile::tempdir().unwrap();
     let mut failed = std::collections::BTreeMap::<String, u64>::new();
-    for scenario in ["sigkill", "shortwrite"] {
+    for scenario in scenarios() {
         let arguments = ["--scenario", scenario, "--strategy", "all", "--seed", "2"];
         let (_, report) = report(results.path(), &arguments);
         for row in report["subjects"].as_array().unwrap() {
@@ -31,7 +39,20 @@ fn every_bad_built_in_is_caught_by_a_scenario_and_every_good_one_by_none() {
     }
     let bad: Vec<_> =
         failed.iter().filter(|(_, n)| **n > 0).map(|(name, _)| name.as_str()).collect();
-    assert_eq!(bad, ["ack-early", "partial-ok", "truncate-late", "unlink-first", "unsafe"]);
+    assert_eq!(
+        bad,
+        [
+            "ack-early",
+            "backup-first",
+            "fsync-retry",
+            "leaky",
+            "partial-ok",
+            "swallow-errors",
+            "truncate-late",
+            "unlink-first",
+            "unsafe"
+        ]
+    );
 }
 
 /// Runs a subject and says how many violations there were, and of what.

@@ -1,9 +1,13 @@
 //! What the tests share: the command, the subjects, and what this machine must have.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
 
 /// The built command.
 pub fn crashtest() -> Command {
@@ -126,4 +130,105 @@ fn doctor_says(finding: &str, name: &str) -> bool {
     let output = crashtest().arg("doctor").output().expect("the command starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     has(name, text.contains(&format!("ok       {finding}")))
+}
+
+/// What two runs of the same trials have in common.
+pub fn table(report: &serde_json::Value) -> serde_json::Value {
+    let rows = report["subjects"].as_array().unwrap();
+    let row = |row: &serde_json::Value| {
+        serde_json::json!([row["name"], row["tally"], row["interval"], row["expectation"]])
+    };
+    rows.iter().map(row).collect()
+}
+
+/// Starts the command with its results in `results`.
+pub fn start(results: &Path, arguments: &[&str]) -> Child {
+    crashtest()
+        .args(arguments)
+        .env("CRASHTEST_RESULTS", results)
+        .current_dir(results)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The id of a child.
+pub fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
+/// Waits until the run has kept some outcomes.
+pub fn wait_for_outcomes(results: &Path) -> String {
+    let started = Instant::now();
+    loop {
+        for run in fs::read_dir(results).unwrap().flatten() {
+            let length =
+                fs::metadata(run.path().join("outcomes.jsonl")).map_or(0, |found| found.len());
+            if length > 0 {
+                return run.file_name().to_string_lossy().into_owned();
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "nothing was kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Everything of a run that could be left behind: processes with its directory in their
+/// environment or arguments, trial directories, mounts, loop devices.
+pub fn left_behind(mark: &str, place: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let read = |name: &str| fs::read(process.path().join(name)).unwrap_or_default();
+        let known = [read("environ"), read("cmdline")].concat();
+        let ours = process.file_name().to_string_lossy() == std::process::id().to_string();
+        let marked = known.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
+        if marked && !ours {
+            left.push(format!("process {}", process.file_name().to_string_lossy()));
+        }
+    }
+    let entries = fs::read_dir(place).unwrap().flatten();
+    left.extend(entries.map(|entry| entry.path().display().to_string()));
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let place = place.display().to_string();
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+        if file.contains(&place) {
+            left.push(format!("{} over {file}", device.file_name().to_string_lossy()));
+        }
+    }
+    left.extend(mounts.lines().filter(|line| line.contains(&place)).map(str::to_owned));
+    left
+}
+
+/// Starts a run, kills it with SIGKILL after a while, and waits until nothing of it is left.
+pub fn kill_and_look(options: &[&str], after: Duration) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let results = tempfile::tempdir().unwrap();
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mark = format!("crashtest-mark-{}-{count}-", std::process::id());
+    let (run, rest) = options.split_first().unwrap();
+    let mut child = crashtest()
+        .arg(run)
+        .args(["--dir", &place.path().display().to_string()])
+        .args(rest)
+        .env("CRASHTEST_RESULTS", results.path())
+        .env("MARK", &mark)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let started = Instant::now();
+    loop {
+        let left = left_behind(&mark, place.path());
+        if left.is_empty() {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{options:?}: {left:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -61,7 +61,7 @@ fn kills(c: &mut Criterion, name: &str, subject: &Subject, lab: &Lab) {
 fn points(c: &mut Criterion, name: &str, subject: &Subject, lab: &Lab, fs: FileSystem, n: usize) {
     let prepared = prepared(subject, lab, FaultKind::DiskFull);
     let room = lab.room(n).expect("there is room");
-    let volume = match Volume::make(&room, fs, None) {
+    let volume = match Volume::make(&room, &Reach::on(fs)) {
         Ok(volume) => Rc::new(volume),
         Err(error) => return eprintln!("skipped: {error}"),
     };

@@ -16,6 +16,7 @@ use crate::lab::Lab;
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
 use crate::subject::Command;
+use crate::sweep::Reach;
 use crate::volume::Volume;
 
 /// Something that crashtest can use.
@@ -83,7 +84,7 @@ pub fn examine() -> Vec<Finding> {
     findings.push(Finding {
         what: "small tmpfs",
         needed: Needed::For("the scenario enospc"),
-        state: small_disk(FileSystem::Tmpfs),
+        state: small_disk(FileSystem::Tmpfs, Axis::Space),
         remedy: "run as root, or set kernel.unprivileged_userns_clone and \
                  user.max_user_namespaces above 0",
     });
@@ -95,9 +96,15 @@ pub fn examine() -> Vec<Finding> {
     findings.extend(disks.map(|(kind, what, remedy)| Finding {
         what,
         needed: Needed::For("--fs of this kind in the scenario enospc"),
-        state: small_disk(kind),
+        state: small_disk(kind, Axis::Space),
         remedy,
     }));
+    findings.push(Finding {
+        what: "quota on ext4",
+        needed: Needed::For("--fs ext4 --axis quota"),
+        state: small_disk(FileSystem::Ext4, Axis::Quota),
+        remedy: "run as root on a kernel that was built with CONFIG_QFMT_V2, or use --fs btrfs",
+    });
     findings.extend(programs.map(|(what, needed, remedy)| Finding {
         what,
         needed: Needed::For(needed),
@@ -180,13 +187,14 @@ fn sandbox() -> std::result::Result<String, String> {
 }
 
 /// Makes a disk and takes its space; in a process of its own, for its mounts are.
-fn small_disk(kind: FileSystem) -> std::result::Result<String, String> {
+fn small_disk(kind: FileSystem, axis: Axis) -> std::result::Result<String, String> {
+    let reach = Reach { axes: vec![axis], ..Reach::on(kind) };
     let lab = Lab::new(None).map_err(|error| error.message)?;
     let room = lab.room(0).map_err(|error| error.message)?;
     let (mut said, say) = std::io::pipe().map_err(|error| error.to_string())?;
     let mut say = Some(say);
     let child = process::fork_child(|| {
-        let tried = Volume::make(&room, kind, None).and_then(|disk| disk.fill(Axis::Space, 0));
+        let tried = Volume::make(&room, &reach).and_then(|disk| disk.fill(axis, 0));
         let Err(error) = tried else { return 0 };
         // Who can't be told sees the status.
         let _ = say.as_ref().map(|mut say| say.write_all(error.message.as_bytes()));

@@ -68,7 +68,8 @@ impl FileSystem {
     /// Whether this can run out on it at all.
     #[must_use]
     pub fn can_run_out(self, axis: Axis) -> bool {
-        self.axes().contains(&axis) || (axis == Axis::Quota && self == Self::Ext4)
+        let quotas = matches!(self, Self::Ext4 | Self::Btrfs);
+        self.axes().contains(&axis) || (axis == Axis::Quota && quotas)
     }
 }
 

@@ -86,9 +86,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     };
     let room = lab.room(0)?;
     let volume = match kind {
-        FaultKind::DiskFull => {
-            Some(Rc::new(Volume::make(&room, kept.reach.fs, kept.reach.fs_bytes)?))
-        }
+        FaultKind::DiskFull => Some(Rc::new(Volume::make(&room, &kept.reach)?)),
         _ => None,
     };
     let mut injector = inject::for_subject(&prepared, &room, volume)?;

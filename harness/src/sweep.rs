@@ -36,6 +36,14 @@ impl Default for Reach {
     }
 }
 
+impl Reach {
+    /// All that runs out by itself on a small disk of this kind.
+    #[must_use]
+    pub fn on(fs: FileSystem) -> Self {
+        Self { fs, axes: fs.axes().to_vec(), ..Self::default() }
+    }
+}
+
 /// Whether faults have a second part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -16,6 +16,8 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use crate::error::{Context, Error, Result};
 use crate::file_system::{Axis, FileSystem};
 use crate::os::mount::{self, Again, LoopDevice};
+use crate::os::quota;
+use crate::sweep::Reach;
 
 /// What a step takes or gives: a page, and a block of most file systems.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -29,19 +31,23 @@ const INODES_FREE: u64 = 128;
 pub struct Volume {
     root: PathBuf,
     kind: FileSystem,
+    /// Whether there are quotas on it.
+    quota: bool,
     blocks: u64,
     /// Takes the space that is not to be free.
     ballast: File,
     /// The files that take the inodes that are not to be free.
     inodes: RefCell<Vec<PathBuf>>,
-    _device: Option<LoopDevice>,
+    device: Option<LoopDevice>,
 }
 
 impl Volume {
     /// Makes a disk and mounts it at `room`, which only this process and those that it will fork
     /// see.
-    pub fn make(room: &Path, kind: FileSystem, bytes: Option<u64>) -> Result<Self> {
-        let blocks = bytes.unwrap_or(kind.usual_bytes()).div_ceil(BLOCK_BYTES).max(2);
+    pub fn make(room: &Path, reach: &Reach) -> Result<Self> {
+        let kind = reach.fs;
+        let quota = reach.axes.contains(&Axis::Quota);
+        let blocks = reach.fs_bytes.unwrap_or(kind.usual_bytes()).div_ceil(BLOCK_BYTES).max(2);
         mount::make_private().map_err(|error| {
             Error::lacking(format!("cannot have mounts of its own: {error}"))
                 .help("run as root, or allow unprivileged user namespaces; `crashtest doctor` shows what is missing")
@@ -53,12 +59,24 @@ impl Volume {
                     .map_err(|error| cannot_mount(kind, &error))?;
                 None
             }
-            _ => Some(on_loop_device(room, kind, blocks * BLOCK_BYTES)?),
+            _ => Some(on_loop_device(room, kind, blocks * BLOCK_BYTES, quota)?),
         };
-        let path = room.join("ballast");
+        let mut home = room.to_owned();
+        if quota && kind == FileSystem::Btrfs {
+            // Whoever lifts a limit must not be bound by it.
+            home.push("keeper");
+            quota::make_subvolume(room, "keeper").context("make a subvolume")?;
+        }
+        let path = home.join("ballast");
         let ballast = File::create_new(&path).context(format_args!("make {}", path.display()))?;
         let inodes = RefCell::default();
-        let volume = Self { root: room.to_owned(), kind, blocks, ballast, inodes, _device: device };
+        if quota {
+            if kind == FileSystem::Btrfs {
+                quota::count_subvolumes(&ballast).context("count what is used on btrfs")?;
+            }
+            quota::obey_quotas().context("obey quotas")?;
+        }
+        let volume = Self { root: room.to_owned(), kind, quota, blocks, ballast, inodes, device };
         // A tmpfs of no blocks at all would have no limit: there is always one that is taken.
         fallocate(&volume.ballast, FallocateFlags::empty(), 0, BLOCK_BYTES as i64)
             .context(format_args!("take space on {kind}"))?;
@@ -89,7 +107,7 @@ impl Volume {
     pub fn fill(&self, axis: Axis, free: u64) -> Result<()> {
         let what = || format!("leave {free} {} free on {}", axis.unit(), self.kind);
         match (self.kind, axis) {
-            (FileSystem::Tmpfs, Axis::Space | Axis::Quota) => {
+            (FileSystem::Tmpfs, Axis::Space) => {
                 let usage = self.usage()?;
                 let used = usage.blocks() - usage.blocks_free();
                 self.limit(&format!("nr_blocks={}", used + free)).with_context(what)
@@ -99,8 +117,29 @@ impl Volume {
                 let used = usage.files() - usage.files_free();
                 self.limit(&format!("nr_inodes={}", used + free)).with_context(what)
             }
-            (_, Axis::Space | Axis::Quota) => self.take_blocks(free).with_context(what),
+            (_, Axis::Space) => self.take_blocks(free).with_context(what),
             (_, Axis::Inodes) => self.take_inodes(free).with_context(what),
+            (_, Axis::Quota) => self.allow(Some(free)).with_context(what),
+        }
+    }
+
+    /// Sets what the quota allows, in blocks; `None` for all there is.
+    fn allow(&self, free: Option<u64>) -> io::Result<()> {
+        if free.is_some() {
+            self.settle();
+        }
+        let bytes = free.map(|free| free * BLOCK_BYTES);
+        match (&self.device, self.kind) {
+            (_, FileSystem::Btrfs) => {
+                let used = quota::used_by_subvolume(&self.ballast)?;
+                let limit = bytes.map_or(u64::MAX, |bytes| used + bytes);
+                quota::limit_subvolume(&self.ballast, limit)
+            }
+            (Some(device), FileSystem::Ext4) => {
+                let used = quota::used_by_user(&device.path)?;
+                quota::limit_user(&device.path, bytes.map_or(0, |bytes| used + bytes))
+            }
+            _ => Err(io::Error::other("there are no quotas on it")),
         }
     }
 
@@ -111,10 +150,13 @@ impl Volume {
             let options = format!("nr_blocks={},nr_inodes={INODES}", self.blocks);
             return self.limit(&options).with_context(what);
         }
+        if self.quota {
+            self.allow(None).with_context(what)?;
+        }
         self.ballast.set_len(0).with_context(what)?;
         if self.kind == FileSystem::Btrfs {
             // What was freed can be used after the next commit only, and is not waited for.
-            mount::sync_file_system(&self.ballast).with_context(what)?;
+            self.settle();
         }
         let mut inodes = self.inodes.borrow_mut();
         if !inodes.is_empty() {
@@ -124,6 +166,12 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Has all written out, so that what is used can be asked.
+    fn settle(&self) {
+        // What fails here is what the subject has left: there was no space for it.
+        let _ = mount::sync_file_system(&self.ballast);
     }
 
     fn limit(&self, options: &str) -> io::Result<()> {
@@ -139,7 +187,7 @@ impl Volume {
     /// the ballast, too, so this may take some turns; and it may keep some for itself.
     fn take_blocks(&self, free: u64) -> io::Result<()> {
         const TURNS: usize = 40;
-        mount::sync_file_system(&self.ballast)?;
+        self.settle();
         if self.kind == FileSystem::Xfs {
             // XFS frees the blocks of removed files in the background, and waits for that only when
             // it is asked for more than there is.
@@ -205,7 +253,7 @@ fn cannot_mount(kind: FileSystem, error: &io::Error) -> Error {
 }
 
 /// Makes an image beside `room`, puts a file system on it and mounts it there.
-fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevice> {
+fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64, quota: bool) -> Result<LoopDevice> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::lacking(format!("only root can mount {kind}"))
             .help("run as root, or use --fs tmpfs"));
@@ -216,7 +264,8 @@ fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevic
     let image =
         File::options().create_new(true).read(true).write(true).open(&path).context(&what)?;
     image.set_len(bytes).context(&what)?;
-    make_file_system(kind, &path, bytes)?;
+    let quota = quota && kind == FileSystem::Ext4;
+    make_file_system(kind, &path, bytes, quota)?;
     let device = LoopDevice::attach(&image).map_err(|error| {
         let cannot = Error::lacking(format!("cannot get a loop device: {error}"));
         match error.raw_os_error() {
@@ -229,7 +278,17 @@ fn on_loop_device(room: &Path, kind: FileSystem, bytes: u64) -> Result<LoopDevic
             _ => cannot.help("`losetup -a` shows who has them; or use --fs tmpfs"),
         }
     })?;
-    mount::device(&device, room, kind.name(), "").map_err(|error| cannot_mount(kind, &error))?;
+    let options = if quota { "usrquota" } else { "" };
+    mount::device(&device, room, kind.name(), options).map_err(|error| {
+        let cannot = cannot_mount(kind, &error);
+        if quota && error.raw_os_error() == Some(libc::EINVAL) {
+            return cannot.help(
+                "does this kernel have quotas for it (CONFIG_QFMT_V2)? those of btrfs need none: \
+                 --fs btrfs",
+            );
+        }
+        cannot
+    })?;
     Ok(device)
 }
 
@@ -273,7 +332,7 @@ fn find_tool(name: &str) -> Option<PathBuf> {
     places.into_iter().map(|place| place.join(name)).find(|path| path.is_file())
 }
 
-fn make_file_system(kind: FileSystem, image: &Path, bytes: u64) -> Result<()> {
+fn make_file_system(kind: FileSystem, image: &Path, bytes: u64, quota: bool) -> Result<()> {
     let (name, options) = tool(kind);
     let Some(program) = find_tool(name) else {
         let package = match kind {
@@ -286,6 +345,7 @@ fn make_file_system(kind: FileSystem, image: &Path, bytes: u64) -> Result<()> {
     };
     let output = Command::new(program)
         .args(options)
+        .args(if quota { &["-O", "quota"][..] } else { &[] })
         .arg(image)
         .stdin(Stdio::null())
         .output()

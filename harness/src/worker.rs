@@ -46,7 +46,7 @@ impl<'a> Worker<'a> {
         directory: &'a RunDirectory,
         room: PathBuf,
     ) -> Result<Self> {
-        let disk = |()| Volume::make(&room, request.reach.fs, request.reach.fs_bytes).map(Rc::new);
+        let disk = |()| Volume::make(&room, &request.reach).map(Rc::new);
         let volume = (request.fault == FaultKind::DiskFull).then_some(()).map(disk).transpose()?;
         let (current, kept) = (None, HashSet::new());
         Ok(Self { request, prepared, directory, room, volume, current, kept })

@@ -135,7 +135,8 @@ fn program_breaks(scenario: &str, program: &[&str], again: Again) -> Vec<String>
         Again::Yes => &["--recover", "true"],
         Again::No => &[],
     };
-    let options = ["--scenario", scenario, "--ack", "^saved"];
+    // Two saves show what four would.
+    let options = ["--scenario", scenario, "--ack", "^saved", "--env", "VERSIONS=2"];
     let (_, report) = report(results.path(), &[&options, recover, &["--"], program].concat());
     let row = &rows(&report)[0];
     assert_eq!(row["sweep"]["open_lanes"], 0, "{row:#}");
@@ -143,6 +144,21 @@ fn program_breaks(scenario: &str, program: &[&str], again: Again) -> Vec<String>
     let other = unsaid.keys().find(|why| *why != "not-reached");
     assert!(other.is_none(), "{program:?}: {row:#}");
     broken(row).iter().map(|promise| (*promise).to_owned()).collect()
+}
+
+#[test]
+fn a_quota_tells_the_bad_from_the_good() {
+    if !common::can_fill(FileSystem::Btrfs) {
+        return;
+    }
+    let report = sweep_all(&["--scenario", "enospc", "--fs", "btrfs", "--axis", "quota"]);
+    let (good, bad) = told_apart(&report);
+    for name in ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh"] {
+        assert!(good.contains(&name), "{name} is not among {good:?}");
+    }
+    assert!(bad.contains(&"swallow-errors") && bad.contains(&"leaky"), "{bad:?}");
+    let met = rows(&report)[1]["tally"]["met"].as_object().unwrap();
+    assert!(met.keys().all(|what| what.ends_with("EDQUOT")), "{met:?}");
 }
 
 /// Whether a program is run again after each trial, which shows what it leaves for ever.

@@ -9,6 +9,7 @@ use std::path::Path;
 use crashtest::file_system::{Axis, FileSystem};
 use crashtest::lab::Lab;
 use crashtest::os::process::{self, Ended};
+use crashtest::sweep::Reach;
 use crashtest::volume::{BLOCK_BYTES, Volume};
 
 /// How many blocks can be written to a new file.
@@ -27,10 +28,11 @@ fn creatable(directory: &Path) -> u64 {
     (0..).take_while(|n| File::create(directory.join(format!("f{n}"))).is_ok()).count() as u64
 }
 
-fn disk(kind: FileSystem) -> (Lab, std::path::PathBuf, Volume) {
+fn disk(kind: FileSystem, axis: Axis) -> (Lab, std::path::PathBuf, Volume) {
     let lab = Lab::new(None).unwrap();
     let room = lab.room(0).unwrap();
-    let volume = Volume::make(&room, kind, None).unwrap();
+    let reach = Reach { axes: vec![axis], ..Reach::on(kind) };
+    let volume = Volume::make(&room, &reach).unwrap();
     let directory = room.join("dir");
     fs::create_dir(&directory).unwrap();
     (lab, directory, volume)
@@ -44,7 +46,7 @@ fn empty(directory: &Path) {
 
 /// Fills a disk in many ways and sees how much of it can be written.
 fn space(kind: FileSystem) {
-    let (_lab, directory, volume) = disk(kind);
+    let (_lab, directory, volume) = disk(kind, Axis::Space);
     for free in [0, 1, 2, 7, 100, 3, 0, 1, 250] {
         volume.fill(Axis::Space, free).unwrap();
         let blocks = writable(&directory.join("file"));
@@ -67,8 +69,29 @@ fn space(kind: FileSystem) {
     }
 }
 
+/// What a quota allows, and no more, though the disk has room.
+fn quota() {
+    let (_lab, directory, volume) = disk(FileSystem::Btrfs, Axis::Quota);
+    for free in [0, 4, 100, 1, 200] {
+        volume.fill(Axis::Quota, free).unwrap();
+        let file = directory.join("file");
+        let blocks = writable(&file);
+        // Of what is left, the names and the places of the blocks take some, too.
+        assert!(blocks <= free && blocks + 100 >= free, "{blocks} of {free}");
+        let refused = File::options().append(true).create(true).open(&file);
+        let refused = refused.and_then(|mut file| {
+            (0..200).try_for_each(|_| file.write_all(&[7; BLOCK_BYTES as usize]))
+        });
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(nix::libc::EDQUOT));
+        volume.release().unwrap();
+        empty(&directory);
+        fs::write(directory.join("file"), vec![7; 1 << 20]).unwrap();
+        empty(&directory);
+    }
+}
+
 fn inodes(kind: FileSystem) {
-    let (_lab, directory, volume) = disk(kind);
+    let (_lab, directory, volume) = disk(kind, Axis::Inodes);
     for free in [0, 1, 5, 20, 2, 0, 9] {
         volume.fill(Axis::Inodes, free).unwrap();
         assert_eq!(creatable(&directory), free);
@@ -81,7 +104,7 @@ fn inodes(kind: FileSystem) {
 
 /// Nothing is mounted for others, and a subject that is too large is refused.
 fn is_private() {
-    let (_lab, directory, volume) = disk(FileSystem::Tmpfs);
+    let (_lab, directory, volume) = disk(FileSystem::Tmpfs, Axis::Space);
     let mine = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let theirs = fs::read_to_string(format!("/proc/{}/mountinfo", nix::unistd::getppid())).unwrap();
     let place = directory.parent().unwrap().display().to_string();
@@ -94,7 +117,7 @@ fn is_private() {
 /// Each case runs in a process of its own, which gets mounts of its own.
 fn main() {
     let tmpfs = common::can_fill(FileSystem::Tmpfs);
-    let cases: [(&str, FileSystem, fn()); 7] = [
+    let cases: [(&str, FileSystem, fn()); 8] = [
         ("space_of_a_tmpfs", FileSystem::Tmpfs, || space(FileSystem::Tmpfs)),
         ("inodes_of_a_tmpfs", FileSystem::Tmpfs, || inodes(FileSystem::Tmpfs)),
         ("a_disk_is_private", FileSystem::Tmpfs, is_private),
@@ -102,6 +125,7 @@ fn main() {
         ("inodes_of_ext4", FileSystem::Ext4, || inodes(FileSystem::Ext4)),
         ("space_of_xfs", FileSystem::Xfs, || space(FileSystem::Xfs)),
         ("space_of_btrfs", FileSystem::Btrfs, || space(FileSystem::Btrfs)),
+        ("quota_of_btrfs", FileSystem::Btrfs, quota),
     ];
     let mut failed = 0;
     for (name, kind, case) in cases {

@@ -1,7 +1,7 @@
 'use strict'
 // The state that the Node subjects save: a small trading bot's, about 12 KB of JSON.
 
-exports.VERSIONS = 4
+exports.VERSIONS = Number(process.env.VERSIONS || 4)
 
 exports.sample = function sample(version) {
   const positions = []

@@ -4,6 +4,7 @@ pub mod arch;
 pub mod mount;
 pub mod process;
 pub mod ptrace;
+pub mod quota;
 pub mod sandbox;
 pub mod seccomp;
 pub mod signals;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::file_system::{Axis, FileSystem};
+use crate::plan::Granularity;
+
 /// Kills a program while it saves its state, and shows what is left.
 #[derive(Debug, Parser)]
 #[command(name = "crashtest", version, after_help = AFTER_HELP, max_term_width = 100)]
@@ -55,16 +58,16 @@ pub struct Run {
     pub trials: Option<u64>,
     /// Where faults may strike [default: the scenario's]
     #[arg(long, value_enum)]
-    pub granularity: Option<GranularityArg>,
+    pub granularity: Option<Granularity>,
     /// The file system that runs full; all but tmpfs need root [default: the scenario's]
     #[arg(long, value_enum, value_name = "KIND")]
-    pub fs: Option<FsArg>,
+    pub fs: Option<FileSystem>,
     /// Size of that file system, such as 64M or 20000K [default: about the least that it can have]
     #[arg(long, value_name = "SIZE")]
     pub fs_size: Option<String>,
     /// What runs out on it, separated by commas [default: space, and inodes where they are counted]
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
-    pub axis: Vec<AxisArg>,
+    pub axis: Vec<Axis>,
     /// On a full file system: besides letting the program go on, kill it before each call that it
     /// makes after the first that failed
     #[arg(long, value_enum, value_name = "WHAT")]
@@ -214,30 +217,6 @@ pub enum Listed {
     Violations,
 }
 
-/// The file system that runs full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FsArg {
-    /// In memory; needs no root
-    Tmpfs,
-    /// On a loop device
-    Ext4,
-    /// On a loop device; needs mkfs.xfs
-    Xfs,
-    /// On a loop device; needs mkfs.btrfs
-    Btrfs,
-}
-
-/// What runs out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AxisArg {
-    /// Blocks
-    Space,
-    /// Inodes; tmpfs and ext4 have a fixed number of them
-    Inodes,
-    /// What a quota allows
-    Quota,
-}
-
 /// What happens when the disk is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ThenArg {
@@ -245,15 +224,4 @@ pub enum ThenArg {
     Kill,
     /// It goes on
     GoOn,
-}
-
-/// Where faults may strike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum GranularityArg {
-    /// After any byte, and at op boundaries
-    Byte,
-    /// After any page, and at op boundaries
-    Page,
-    /// At op boundaries only
-    Op,
 }

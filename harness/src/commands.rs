@@ -6,14 +6,13 @@ use std::io::{IsTerminal, Write};
 use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
-use crate::cli::{self, AxisArg, Cli, FsArg, GranularityArg, Listed, ThenArg};
+use crate::cli::{self, Cli, Listed, ThenArg};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
-use crate::file_system::{Axis, FileSystem};
 use crate::os::signals;
-use crate::plan::{Granularity, Seed};
+use crate::plan::Seed;
 use crate::replay;
 use crate::report::{self, table};
 use crate::results::{self, RunDirectory};
@@ -180,12 +179,7 @@ fn request(options: &cli::Run) -> Result<Request> {
     Ok(Request {
         fault,
         reach,
-        granularity: match options.granularity {
-            None => scenario.granularity,
-            Some(GranularityArg::Byte) => Granularity::Byte,
-            Some(GranularityArg::Page) => Granularity::Page,
-            Some(GranularityArg::Op) => Granularity::Op,
-        },
+        granularity: options.granularity.unwrap_or(scenario.granularity),
         seed: Seed(match options.seed {
             Some(seed) => seed,
             None => new_seed()?,
@@ -242,21 +236,11 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
             .help("the scenario enospc is about full file systems, errno about calls that fail"));
     }
     if let Some(fs) = options.fs {
-        reach.fs = match fs {
-            FsArg::Tmpfs => FileSystem::Tmpfs,
-            FsArg::Ext4 => FileSystem::Ext4,
-            FsArg::Xfs => FileSystem::Xfs,
-            FsArg::Btrfs => FileSystem::Btrfs,
-        };
+        reach.fs = fs;
         reach.axes = reach.fs.axes().to_vec();
     }
     if !options.axis.is_empty() {
-        let axis = |axis: &AxisArg| match axis {
-            AxisArg::Space => Axis::Space,
-            AxisArg::Inodes => Axis::Inodes,
-            AxisArg::Quota => Axis::Quota,
-        };
-        reach.axes = options.axis.iter().map(axis).collect();
+        reach.axes.clone_from(&options.axis);
     }
     if let Some(axis) = reach.axes.iter().find(|axis| !reach.fs.can_run_out(**axis)) {
         let what = format!("{} does not run out of {}", reach.fs, axis.unit());

@@ -2,31 +2,36 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// A kind of file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum FileSystem {
     /// In memory; needs no root where there are user namespaces.
     Tmpfs,
     /// On a loop device; needs root.
     Ext4,
-    /// On a loop device; needs root.
+    /// On a loop device; needs root and mkfs.xfs.
     Xfs,
-    /// On a loop device; needs root.
+    /// On a loop device; needs root and mkfs.btrfs.
     Btrfs,
 }
 
 /// What runs out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Axis {
     /// Blocks.
     Space,
-    /// Inodes.
+    /// Inodes; tmpfs and ext4 have a fixed number of them.
     Inodes,
-    /// What a quota allows, in blocks.
+    /// What a quota allows, in blocks; on ext4 and btrfs.
     Quota,
 }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub const PAGE_BYTES: u64 = 4096;
 pub struct Seed(pub u64);
 
 /// Where faults may strike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
     /// After any byte, and at op boundaries.

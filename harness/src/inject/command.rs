@@ -67,7 +67,8 @@ impl<'a> CommandInjector<'a> {
     /// Runs the program and strikes it; with `narrate`, writes down what it then does.
     fn strike(&mut self, fault: &Fault, narrate: bool) -> Result<Struckdown> {
         let scope = self.runner.scope.clone();
-        let mut striker = Striker::new(fault, &scope, narrate);
+        let volume = self.volume.clone();
+        let mut striker = Striker::new(fault, &scope, volume.as_deref(), narrate);
         let (follows, bound) = (striker.follows(), self.bound(fault));
         let ran = self.runner.traced(&mut striker, follows, bound)?;
         let exit = match ran.how {
@@ -80,7 +81,11 @@ impl<'a> CommandInjector<'a> {
             How::TooMany => Exit::TooManyProcesses,
         };
         let mut injection = striker.injection();
-        let otherwise = matches!(exit, Exit::Status(status) if status != 0);
+        let otherwise = match exit {
+            Exit::Status(status) => status != 0,
+            Exit::Signal(signal) => signal != libc::SIGKILL,
+            Exit::Killed | Exit::TimedOut | Exit::TooManyProcesses => false,
+        };
         if let (Fault::DiskFull(full), Injection::NotReached) = (fault, &injection)
             && full.kill_before.is_none()
             && otherwise
@@ -174,20 +179,16 @@ struct Struckdown {
 }
 
 impl CommandInjector<'_> {
-    /// Makes the trial directory anew, and takes away the space that the fault takes.
-    fn reset(&mut self, fault: &Fault) -> Result<()> {
+    /// Makes the trial directory anew, with all the space that it takes.
+    fn reset(&mut self) -> Result<()> {
         if let Some(volume) = &self.volume {
             volume.release()?;
         }
-        self.runner.reset()?;
-        if let (Some(volume), Fault::DiskFull(full)) = (&self.volume, fault) {
-            volume.fill(full.axis, full.free)?;
-        }
-        Ok(())
+        self.runner.reset()
     }
 
     fn one(&mut self, fault: &Fault) -> Result<Outcome> {
-        self.reset(fault)?;
+        self.reset()?;
         let struckdown = match fault {
             Fault::KillAfter { delay_us } => {
                 let (injection, exit) = self.kill_after(*delay_us)?;
@@ -233,7 +234,7 @@ impl Injector for CommandInjector<'_> {
     }
 
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {
-        self.reset(fault)?;
+        self.reset()?;
         Ok(self.strike(fault, true)?.steps)
     }
 }

@@ -131,7 +131,7 @@ impl Runner {
         let ran = process::adopt_orphans(|| signals::with_alarm(|| tracer.run()))
             .context("follow the program")?;
         self.started()?;
-        Ok(ran)
+        ran
     }
 
     /// Runs the program without tracing; with `kill_after`, kills it then.

@@ -9,12 +9,14 @@ use super::decode::{Asked, Detail, Scope};
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::{Action, Armed, Follows};
 use crate::errno::{Errno, Shown, Way};
-use crate::fault::{Fault, FaultKind, Injection, Point, Struck};
+use crate::error::Result;
+use crate::fault::{DiskFull, Fault, FaultKind, Injection, Point, Struck};
 use crate::op::{ByteOffset, Call, Effect, Family};
 use crate::os::ptrace::Stopped;
 use crate::outcome::{Step, Survivor};
 use crate::steps::{self, Steps};
 use crate::unsynced::{FileKey, Unsynced};
+use crate::volume::Volume;
 
 /// Strikes where it is armed.
 pub struct Striker<'a> {
@@ -28,12 +30,14 @@ pub struct Striker<'a> {
     unsynced: Option<Unsynced>,
     detail: Detail,
     follows: Follows,
+    /// The disk that runs full, and how.
+    disk: Option<(&'a Volume, DiskFull)>,
 }
 
 impl<'a> Striker<'a> {
     /// Arms `fault`; with `narrate`, writes down what the subject does from the strike on.
     #[must_use]
-    pub fn new(fault: &Fault, scope: &'a Scope, narrate: bool) -> Self {
+    pub fn new(fault: &Fault, scope: &'a Scope, volume: Option<&'a Volume>, narrate: bool) -> Self {
         let armed = Armed::new(fault);
         let (mut loses, mut waits) = (false, false);
         if let Fault::Errno(failing) = fault {
@@ -62,6 +66,10 @@ impl<'a> Striker<'a> {
             unsynced: loses.then(Unsynced::default),
             detail,
             follows,
+            disk: match (volume, fault) {
+                (Some(volume), Fault::DiskFull(full)) => Some((volume, full.clone())),
+                _ => None,
+            },
         }
     }
 
@@ -158,6 +166,14 @@ impl<'a> Striker<'a> {
 }
 
 impl Watcher for Striker<'_> {
+    fn begun(&mut self) -> Result<()> {
+        // Not earlier: a sandbox takes space of its own, and it is no part of the program.
+        match &self.disk {
+            Some((volume, full)) => volume.fill(full.axis, full.free),
+            None => Ok(()),
+        }
+    }
+
     fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action {
         let shown = asked.shown();
         let action = self.armed.decide(&shown);

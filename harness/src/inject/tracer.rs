@@ -15,12 +15,17 @@ use super::decode::{self, Asked, Detail, Scope};
 use super::output::Output;
 use super::transfer::{self, Undo};
 use crate::armed::{Action, Then};
+use crate::error::{Error, Result};
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::{self, CallInfo, Died, Event, Reason, Run, Stopped};
 use crate::os::{seccomp, signals};
 
 /// Sees the calls of a run and says what is to be done with them.
 pub trait Watcher {
+    /// The program has been executed and is about to make its first step.
+    fn begun(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// A storage call that matters is about to be made by `thread`.
     fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action;
     /// Whether the results of calls are wanted; then calls are made one at a time.
@@ -138,6 +143,8 @@ pub struct Tracer<'a, W: Watcher> {
     ended_at: Option<Instant>,
     verdict: Option<How>,
     stragglers: usize,
+    /// What went wrong in the harness itself.
+    failed: Option<Error>,
 }
 
 impl<'a, W: Watcher> Tracer<'a, W> {
@@ -163,11 +170,12 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             ended_at: None,
             verdict: None,
             stragglers: 0,
+            failed: None,
         }
     }
 
     /// Follows the program to its end, and leaves none of its processes.
-    pub fn run(mut self) -> io::Result<Ran> {
+    pub fn run(mut self) -> io::Result<Result<Ran>> {
         loop {
             match ptrace::wait()? {
                 Event::NobodyLeft => break,
@@ -187,12 +195,15 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
         }
         self.output.drain()?;
+        if let Some(error) = self.failed {
+            return Ok(Err(error));
+        }
         let how = match (self.verdict, self.ended) {
             (Some(verdict), _) => verdict,
             (None, Some(ended)) => How::Ended(ended),
             (None, None) => return Err(io::Error::other("the program ended unseen")),
         };
-        Ok(Ran { how, stragglers: self.stragglers })
+        Ok(Ok(Ran { how, stragglers: self.stragglers }))
     }
 
     fn tick(&mut self) -> io::Result<()> {
@@ -260,6 +271,11 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 if stopped.tid() == self.root && self.begun.insert(self.root) =>
             {
                 stopped.follow()?;
+                if let Err(error) = self.watcher.begun() {
+                    self.failed = Some(error);
+                    self.end(How::Enough);
+                    return Ok(());
+                }
                 stopped.resume(Run::On, 0)
             }
             Reason::Signal(libc::SIGSTOP) if self.begun.insert(stopped.tid()) => {

@@ -56,7 +56,7 @@ impl Agenda {
         if let Self::Swept(fronts) = self
             && let Some(front) = fronts.get_mut(record.subject)
         {
-            front.heard(record.n, record.struck);
+            front.heard(record.n, Heard::of(record));
         }
     }
 
@@ -67,7 +67,7 @@ impl Agenda {
             Self::Sampled(sampled) => sampled.cross_out(record.subject, record.n),
             Self::Swept(fronts) => fronts
                 .get_mut(record.subject)
-                .is_some_and(|front| front.recall(record.n, record.struck)),
+                .is_some_and(|front| front.recall(record.n, Heard::of(record))),
         }
     }
 
@@ -86,6 +86,17 @@ impl Agenda {
         match self {
             Self::Sampled(_) => 0,
             Self::Swept(fronts) => fronts.get(subject).map_or(0, Front::open_lanes),
+        }
+    }
+}
+
+impl Agenda {
+    /// The last step of any lane of a subject that was struck.
+    #[must_use]
+    pub fn last_struck(&self, subject: usize) -> u32 {
+        match self {
+            Self::Sampled(_) => 0,
+            Self::Swept(fronts) => fronts.get(subject).map_or(0, Front::last_struck),
         }
     }
 }
@@ -136,6 +147,29 @@ impl Sampled {
 
 /// How many steps of a lane whose length is not known are tried at once, at most.
 const WINDOW_MAX: u32 = 16;
+/// After so many trials in a row that say nothing, a lane is given up and stays open.
+const UNCLEAR_MAX: u32 = 32;
+
+/// What a trial says about its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// It was struck: there may be a next place.
+    Struck,
+    /// It was not: this was the end.
+    NotReached,
+    /// It ended in some other way (killed from outside, out of time), and was not struck.
+    Unclear,
+}
+
+impl Heard {
+    fn of(record: &Record) -> Self {
+        match (record.ends_row, record.struck) {
+            (true, _) => Self::NotReached,
+            (false, true) => Self::Struck,
+            (false, false) => Self::Unclear,
+        }
+    }
+}
 
 /// A lane, or one below a step of it.
 type LaneKey = (u32, Option<u32>);
@@ -149,6 +183,12 @@ struct Progress {
     waiting: u32,
     window: u32,
     ended: bool,
+    /// Whether it ended because nothing was struck any more.
+    whole: bool,
+    /// How many trials in a row have said nothing.
+    unclear: u32,
+    /// The last step that was struck.
+    struck: u32,
 }
 
 /// The front of the sweep of one subject.
@@ -159,7 +199,7 @@ pub struct Front {
     lanes: BTreeMap<LaneKey, Progress>,
     queue: VecDeque<Range>,
     /// What was done in an earlier part of this run.
-    earlier: HashMap<u64, bool>,
+    earlier: HashMap<u64, Heard>,
     /// How many trials may still be handed out.
     budget: u64,
 }
@@ -187,7 +227,16 @@ impl Front {
     }
 
     fn open(&mut self, key: LaneKey, window: u32) {
-        self.lanes.insert(key, Progress { asked: 0, waiting: 0, window, ended: false });
+        let progress = Progress {
+            asked: 0,
+            waiting: 0,
+            window,
+            ended: false,
+            whole: false,
+            unclear: 0,
+            struck: 0,
+        };
+        self.lanes.insert(key, progress);
         self.ask(key);
     }
 
@@ -214,9 +263,9 @@ impl Front {
     fn next(&mut self, count: u64) -> Option<Range> {
         loop {
             let range = self.queue.pop_front()?;
-            if let Some(struck) = self.earlier.remove(&range.start) {
+            if let Some(heard) = self.earlier.remove(&range.start) {
                 self.put_back(range.after(1));
-                self.heard(range.start, struck);
+                self.heard(range.start, heard);
                 continue;
             }
             let fresh = range.numbers().take_while(|n| !self.earlier.contains_key(n)).count();
@@ -237,20 +286,29 @@ impl Front {
         }
     }
 
-    fn recall(&mut self, n: u64, struck: bool) -> bool {
-        let fresh = self.earlier.insert(n, struck).is_none();
+    fn recall(&mut self, n: u64, heard: Heard) -> bool {
+        let fresh = self.earlier.insert(n, heard).is_none();
         self.budget -= u64::from(fresh).min(self.budget);
         fresh
     }
 
-    fn heard(&mut self, n: u64, struck: bool) {
+    fn heard(&mut self, n: u64, heard: Heard) {
         let number = Number::from_kept(n);
         let key = (number.lane, (number.below > 0).then_some(number.step));
         let Some(progress) = self.lanes.get_mut(&key) else { return };
         progress.waiting = progress.waiting.saturating_sub(1);
-        progress.ended |= !struck;
+        match heard {
+            Heard::Struck => {
+                progress.unclear = 0;
+                let place = if number.below > 0 { number.below } else { number.step };
+                progress.struck = progress.struck.max(place);
+            }
+            Heard::NotReached => (progress.ended, progress.whole) = (true, true),
+            Heard::Unclear => progress.unclear += 1,
+        }
+        progress.ended |= progress.unclear >= UNCLEAR_MAX;
         let (waiting, ended) = (progress.waiting, progress.ended);
-        if struck && number.below == 0 && self.sweep.goes_deeper(number.lane) {
+        if heard == Heard::Struck && number.below == 0 && self.sweep.goes_deeper(number.lane) {
             self.open((number.lane, Some(number.step)), 4);
         }
         if waiting == 0 && !ended {
@@ -266,7 +324,17 @@ impl Front {
     }
 
     fn open_lanes(&self) -> usize {
-        self.lanes.values().filter(|lane| !lane.ended).count()
+        self.lanes.values().filter(|lane| !lane.whole).count()
+    }
+
+    /// The last step of a lane that was struck.
+    fn last_struck(&self) -> u32 {
+        self.lanes
+            .iter()
+            .filter(|(key, _)| key.1.is_none())
+            .map(|(_, lane)| lane.struck)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -292,6 +360,7 @@ mod tests {
             subject: 0,
             at: Place::Moment,
             struck,
+            ends_row: !struck,
             met: None,
             nature: Nature::Natural,
             acks: 0,

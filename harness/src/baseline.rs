@@ -31,6 +31,10 @@ const TRIAL_AT_LEAST: Duration = Duration::from_secs(10);
 /// What one unbroken run did.
 struct Unbroken {
     trace: Trace,
+    /// And what came after it, of one that does not end by itself.
+    longer: Trace,
+    /// How many acks made the run, of such a one.
+    run_acks: Option<u64>,
     before: Files,
     after: Survivor,
     unfollowed: BTreeSet<Unfollowed>,
@@ -57,7 +61,8 @@ pub fn learn(
     let mut notes = Vec::new();
     let state = choose_state(name, command, &first, &mut notes)?;
     let second = unbroken(name, command, &mut rooms[1])?;
-    let history = match (history(&first, &state), history(&second, &state)) {
+    let longest = first.longer.acks.len().min(second.longer.acks.len()) as u64;
+    let history = match (history(&first, &state, longest), history(&second, &state, longest)) {
         (Ok(mut one), Ok(again)) => {
             one.confirm(&again);
             if first.writers.max(second.writers) > 1 {
@@ -72,6 +77,14 @@ pub fn learn(
         (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
     };
     note_repeats(&history, &first, &second, &mut notes);
+    let told = matches!(fault, FaultKind::Errno | FaultKind::DiskFull | FaultKind::ShortWrite);
+    if told && history.said.is_empty() && second.trace.acks.len() > 1 {
+        notes.push(
+            "its acks do not say which save they are of: if it skips one that failed, the next ack is \
+             taken for the one before; let it print a number"
+                .to_owned(),
+        );
+    }
     note_unfollowed(&second, &mut notes);
     let mut learned = Learned {
         command: command.clone(),
@@ -140,11 +153,12 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         before.insert(path.clone(), Node::File(bytes.clone()));
     }
     let after = runner.survivor(&everything()?)?;
-    if serves {
-        recorder.cut_to_acks();
-    }
+    let run_acks = serves.then(|| recorder.acks_of_a_run());
+    let longer = recorder.trace;
     Ok(Unbroken {
-        trace: recorder.trace,
+        trace: run_acks.map_or_else(|| longer.clone(), |acks| longer.up_to_ack(acks)),
+        longer,
+        run_acks,
         before,
         after,
         unfollowed: recorder.unfollowed,
@@ -301,7 +315,13 @@ fn choose_state(
 /// Names that are no state by what is done with them: what is renamed away, and what a symbolic
 /// link leads to.
 fn passing(trace: &Trace) -> BTreeSet<PathBuf> {
-    let names = trace.ops.iter().filter(|op| op.succeeded()).filter_map(|op| match &op.effect {
+    let done = || trace.ops.iter().filter(|op| op.succeeded());
+    let target = |path: &PathBuf| {
+        done().any(|op| matches!(&op.effect, Effect::Rename { to, .. } if to == path))
+    };
+    let names = done().filter_map(|op| match &op.effect {
+        // A state that is moved away for its successor is no temp file.
+        Effect::Rename { from, .. } if target(from) => None,
         Effect::Rename { from, .. } => Some(from.clone()),
         Effect::Symlink { target, path } => {
             let directory = path.parent().unwrap_or(Path::new(""));
@@ -341,13 +361,22 @@ fn too_large(survivor: &Survivor) -> Option<(&PathBuf, &String)> {
 
 /// Learns the versions, and makes sure that the trace explains what is really there; if it does
 /// not, says why.
-fn history(run: &Unbroken, state: &StateFiles) -> std::result::Result<History, String> {
+fn history(
+    run: &Unbroken,
+    state: &StateFiles,
+    longest: u64,
+) -> std::result::Result<History, String> {
     if run.unfollowed.contains(&Unfollowed::ForeignCode) {
         return Err("it runs 32-bit code, which can't be followed".to_owned());
     }
     let is_state = |path: &Path| state.contains(path);
-    let history =
-        History::learn(&run.trace, &run.before, &is_state).map_err(|NotModelled(why)| why)?;
+    let trace = match run.serves {
+        true => &run.longer.up_to_ack(longest),
+        false => &run.trace,
+    };
+    let mut history =
+        History::learn(trace, &run.before, &is_state).map_err(|NotModelled(why)| why)?;
+    history.run_acks = run.run_acks;
     if run.serves {
         // It was ended in the middle of something: what is there now is of no version.
         return Ok(history);

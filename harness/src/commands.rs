@@ -174,6 +174,11 @@ fn request(options: &cli::Run) -> Result<Request> {
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };
     let fault = if options.timing { FaultKind::KillAfter } else { scenario.fault };
+    if options.timing && scenario.fault != FaultKind::Kill {
+        let name = &scenario.name;
+        return Err(Error::usage(format!("--timing has no meaning in the scenario `{name}`"))
+            .help("it kills after a random time: use the scenario sigkill"));
+    }
     let trials = trials(options, &scenario, fault)?;
     let reach = reach(options, &scenario, fault)?;
     Ok(Request {
@@ -241,6 +246,8 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
     }
     if !options.axis.is_empty() {
         reach.axes.clone_from(&options.axis);
+        reach.axes.sort();
+        reach.axes.dedup();
     }
     if let Some(axis) = reach.axes.iter().find(|axis| !reach.fs.can_run_out(**axis)) {
         let what = format!("{} does not run out of {}", reach.fs, axis.unit());
@@ -306,7 +313,12 @@ fn chosen(
         }
         Err(Error::usage(format!("`{name}` can't be judged")).help(format!("it needs {needs}")))
     };
-    names.iter().map(find).collect()
+    let chosen: BTreeSet<Promise> = names.iter().map(find).collect::<Result<_>>()?;
+    if chosen.contains(&Promise::Honest) && !chosen.contains(&Promise::Atomic) {
+        return Err(Error::usage("`honest` can't be judged without `atomic`")
+            .help("whether a save has failed shows in the bytes of the state; add atomic"));
+    }
+    Ok(chosen)
 }
 
 fn jobs(asked: Option<usize>) -> Result<usize> {

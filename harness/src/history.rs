@@ -54,6 +54,8 @@ pub struct History {
     /// Which ack it is that says this (a hash of its line); empty if they do not say different
     /// things, the same in every run.
     pub said: HashMap<u64, usize>,
+    /// How many acks make a run, if the versions of a longer one are known.
+    pub run_acks: Option<u64>,
     /// For each version, how many ops had been done when it was there; empty if that is not known.
     pub since: Vec<usize>,
     /// Whether the versions can be compared with those of another run.
@@ -116,6 +118,7 @@ impl History {
             versions,
             owed,
             said: HashMap::new(),
+            run_acks: None,
             since: Vec::new(),
             repeats: Repeats::Exactly,
             order: Order::Fixed,
@@ -135,6 +138,7 @@ impl History {
             versions,
             owed: vec![0],
             said: HashMap::new(),
+            run_acks: None,
             since: Vec::new(),
             repeats: Repeats::No,
             order: Order::Open,
@@ -181,11 +185,24 @@ impl History {
         promised.filter_map(|ack| self.owed.get(ack + 1)).max().copied().unwrap_or(self.owed[0])
     }
 
+    /// How many acks a run gives.
+    #[must_use]
+    pub fn acks_of_a_run(&self) -> u64 {
+        let all = self.owed.len().saturating_sub(1) as u64;
+        self.run_acks.map_or(all, |acks| acks.min(all))
+    }
+
     /// Whether every ack of an unbroken run was given.
     #[must_use]
     pub fn all_acked(&self, acks: u64) -> bool {
-        let all = self.owed.len().saturating_sub(1) as u64;
+        let all = self.acks_of_a_run();
         all > 0 && acks >= all
+    }
+
+    /// Whether some of these acks say what no unbroken run says.
+    #[must_use]
+    pub fn says_more(&self, said: &[u64]) -> bool {
+        !self.said.is_empty() && said.iter().any(|line| !self.said.contains_key(line))
     }
 
     /// The version owed after `acks` acks.
@@ -259,6 +276,17 @@ struct Moment {
     done: usize,
 }
 
+/// Why a moment may be a version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A file was closed.
+    Closed,
+    /// A file was renamed or linked to its place.
+    Renamed,
+    /// An ack, the beginning, the end.
+    Meant,
+}
+
 struct Learner<'a> {
     files: Files,
     is_state: &'a dyn Fn(&Path) -> bool,
@@ -276,7 +304,7 @@ impl<'a> Learner<'a> {
         let changed = files.paths().filter(|path| is_state(path)).map(Path::to_owned).collect();
         let mut learner =
             Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed, done: 0 };
-        learner.refresh(true);
+        learner.refresh(Why::Meant);
         learner
     }
 
@@ -307,11 +335,11 @@ impl<'a> Learner<'a> {
             }
         };
         if published {
-            self.moment();
+            self.refresh(Why::Renamed);
         } else if let Effect::Close { path } = &op.effect
             && self.names_state(path)
         {
-            self.refresh(false);
+            self.refresh(Why::Closed);
         }
         Ok(())
     }
@@ -343,12 +371,12 @@ impl<'a> Learner<'a> {
     }
 
     fn moment(&mut self) {
-        self.refresh(true);
+        self.refresh(Why::Meant);
     }
 
     /// Adds a moment if the state differs from the last one.
-    fn refresh(&mut self, deliberate: bool) {
-        if self.changed.is_empty() && !deliberate {
+    fn refresh(&mut self, why: Why) {
+        if self.changed.is_empty() && why == Why::Closed {
             return;
         }
         let mut states = self.moments.last().map(|m| m.states.clone()).unwrap_or_default();
@@ -368,6 +396,15 @@ impl<'a> Learner<'a> {
             }
         }
         let last = self.moments.last_mut();
+        let deliberate = match why {
+            Why::Closed => false,
+            Why::Meant => true,
+            // A file that is moved away to make room for the next one is soon there again.
+            Why::Renamed => {
+                let before = last.as_ref().map(|last| last.states.keys());
+                before.into_iter().flatten().all(|path| states.contains_key(path))
+            }
+        };
         match last {
             Some(last) if last.states == states => last.deliberate |= deliberate,
             _ => self.moments.push(Moment { states, deliberate, done: self.done }),
@@ -418,8 +455,9 @@ impl<'a> Learner<'a> {
         let since = moments.iter().map(|moment| moment.done).collect();
         let versions: Vec<_> = moments.into_iter().map(|moment| moment.states).collect();
         let owed = if owed.len() == versions.len() {
-            // As many acks as saves: the nth promises the nth, even if it came too early.
-            owed.into_iter().enumerate().map(|(n, version)| version.max(n)).collect()
+            // As many acks as saves: the nth promises the nth, even if it came too early, or too
+            // late because its line waited in a buffer.
+            (0..owed.len()).collect()
         } else {
             owed
         };
@@ -427,6 +465,7 @@ impl<'a> Learner<'a> {
             versions,
             owed,
             said: HashMap::new(),
+            run_acks: None,
             since,
             repeats: Repeats::Exactly,
             order: Order::Fixed,

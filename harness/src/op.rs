@@ -358,6 +358,19 @@ pub struct Trace {
 }
 
 impl Trace {
+    /// What had been done when so many acks had been given; all of it if there were fewer.
+    #[must_use]
+    pub fn up_to_ack(&self, acks: u64) -> Self {
+        let acks = usize::try_from(acks).unwrap_or(usize::MAX);
+        let last = acks.checked_sub(1).and_then(|last| self.acks.get(last)).copied();
+        let ops = last.unwrap_or(self.ops.len());
+        Self {
+            ops: self.ops[..ops].to_vec(),
+            acks: self.acks.iter().take(acks).copied().collect(),
+            said: self.said.iter().take(acks).copied().collect(),
+        }
+    }
+
     /// How many bytes reached files.
     #[must_use]
     pub fn bytes(&self) -> u64 {

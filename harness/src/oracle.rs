@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::describe;
-use crate::history::{AfterFailure, History};
-use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome};
+use crate::history::{AfterFailure, History, Repeats};
+use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// Judges one trial by the promises that the scenario asks about.
@@ -22,6 +22,10 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
     found.extend(outcome.checks.iter().filter_map(check));
     found.extend(recovery(outcome, history, owed));
     found.retain(|violation| promises.contains(&violation.kind.promise()));
+    if !promises.contains(&Promise::Atomic) {
+        // Bytes that may be half written, because the load repairs them, give nobody the lie.
+        found.retain(|violation| violation.kind != ViolationKind::SilentFailure);
+    }
     found.sort_by_key(|violation| violation.kind.promise());
     match (found.is_empty(), comparable) {
         (false, _) => Verdict::Violated(found),
@@ -74,7 +78,14 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
             && all_promised(outcome, history)
             && history.versions.first().is_some_and(|first| !first.contains_key(file));
         let vanished = content.is_none() && !never_came && !history.may_be_missing(file, op, owed);
+        if begun_and_left(content, history, file, owed) {
+            continue;
+        }
         match newest_match(content, history, file).filter(|_| !vanished) {
+            // An ack that no unbroken run gives may be of a state that none of them saves.
+            Some(version) if version < owed && history.says_more(&outcome.said) => {
+                comparable = Comparable::No;
+            }
             Some(version) if version < owed && history.versions_are_known() => {
                 let what = match content {
                     Some(_) => format!("{} is version {version}", file.display()),
@@ -83,13 +94,18 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
                 found.extend(lost(outcome, owed, &what));
             }
             Some(version) if version < owed => comparable = Comparable::No,
-            Some(version) => found.extend(unsynced(outcome, file, version, owed)),
+            Some(version) => found.extend(unsynced(outcome, history, file, version, owed)),
             None => match mismatch(outcome, history, file) {
                 Some(violation) => {
                     if is_told(outcome) && all_promised(outcome, history) {
                         let detail =
                             format!("{}, but {}", violation.detail, promise(outcome, owed));
                         found.push(Violation { kind: ViolationKind::SilentFailure, detail });
+                    }
+                    if violation.kind == ViolationKind::Missing && owed > 0 {
+                        let detail =
+                            format!("{}, but {}", violation.detail, promise(outcome, owed));
+                        found.push(Violation { kind: ViolationKind::LostAck, detail });
                     }
                     found.push(violation);
                 }
@@ -98,6 +114,40 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         }
     }
     (found, comparable)
+}
+
+/// An empty file that is no JSON, where nothing has been promised that is in it: a log that was just
+/// begun. Whoever starts anew finds nothing in it, as in none.
+fn begun_and_left(content: Option<&Content>, history: &History, file: &Path, owed: usize) -> bool {
+    matches!(content, Some(Content::Bytes(bytes)) if bytes.is_empty())
+        && !history.is_json(file)
+        && history.versions.get(owed).is_some_and(|version| !version.contains_key(file))
+}
+
+/// Whether a run on a small disk is one that the disk has not hindered: no call has failed, and it
+/// has ended, said and left what an unbroken run does.
+#[must_use]
+pub fn unhindered(exit: Exit, acks: u64, survivor: &Survivor, history: &History) -> bool {
+    let ended = matches!(exit, Exit::Status(0) | Exit::Killed | Exit::TimedOut);
+    let said = acks >= history.acks_of_a_run();
+    let left = history.repeats == Repeats::No
+        || exit != Exit::Status(0)
+        || history.files().into_iter().all(|file| {
+            let content = survivor.files.get(file);
+            newest_match(content, history, file).is_some_and(|version| version == history.last())
+                || same_as_last(content, history, file)
+        });
+    ended && said && left
+}
+
+/// Whether a file is as the last version has it, though it was so before, too.
+fn same_as_last(content: Option<&Content>, history: &History, file: &Path) -> bool {
+    let last = history.versions.last().and_then(|version| version.get(file));
+    match (content, last) {
+        (None, None) => true,
+        (Some(Content::Bytes(bytes)), Some(reference)) => reference.fits(bytes),
+        _ => false,
+    }
 }
 
 /// A version that was promised and is not there. If the subject was told that something had
@@ -125,12 +175,23 @@ fn all_promised(outcome: &Outcome, history: &History) -> bool {
 }
 
 /// A state that is there and is not on disk: a failed fsync has left it in memory.
-fn unsynced(outcome: &Outcome, file: &Path, version: usize, owed: usize) -> Vec<Violation> {
+fn unsynced(
+    outcome: &Outcome,
+    history: &History,
+    file: &Path,
+    version: usize,
+    owed: usize,
+) -> Vec<Violation> {
     let names = file.parent().unwrap_or(Path::new(""));
-    let is_in = |path: &Path| outcome.unsynced.iter().any(|unsynced| unsynced == path);
+    let is_in = |path: &Path| outcome.unsynced.contains_key(path);
     let name = file.display();
     let promised = version <= owed;
-    if is_in(file) && promised {
+    // What is on disk may be the version before, whole: then nothing is lost but what has failed.
+    let on_disk = outcome.unsynced.get(file).map(|bytes| Content::Bytes(bytes.clone()));
+    let on_disk = on_disk.and_then(|content| newest_match(Some(&content), history, file));
+    if is_in(file) && on_disk.is_some_and(|on_disk| on_disk >= owed) {
+        Vec::new()
+    } else if is_in(file) && promised {
         let what = format!(
             "version {version} of {name} is in memory only: an fsync failed, which marks its \
              pages clean, and nothing has written them again"
@@ -201,7 +262,11 @@ fn mismatch(outcome: &Outcome, history: &History, file: &Path) -> Option<Violati
 /// count its failures, or save something else.
 fn differs_for_certain(kind: ViolationKind, json: bool, bytes: &[u8]) -> bool {
     match kind {
-        ViolationKind::Empty | ViolationKind::Zeroed | ViolationKind::Torn => true,
+        // Each byte of a mixture is one of two versions': no new state is that by chance.
+        ViolationKind::Empty
+        | ViolationKind::Zeroed
+        | ViolationKind::Torn
+        | ViolationKind::Mixed => true,
         _ => json && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_err(),
     }
 }

@@ -22,9 +22,9 @@ pub struct Outcome {
     pub said: Vec<u64>,
     /// What the subject did from the first call that failed on; empty if nobody looked.
     pub steps: Vec<Step>,
-    /// State files of which a failed fsync left bytes in memory only, and directories whose names
-    /// it left there; relative to the trial directory.
-    pub unsynced: Vec<PathBuf>,
+    /// State files of which a failed fsync left bytes in memory only, with the bytes that are on disk,
+    /// and directories whose names it left there; relative to the trial directory.
+    pub unsynced: BTreeMap<PathBuf, Vec<u8>>,
     /// What was left, before any recovery.
     pub survivor: Survivor,
     /// What the user's own checks said of it.

@@ -237,6 +237,8 @@ impl RunDirectory {
 /// Finds a kept violation by its id, or by the beginning of it; and the directory of what
 /// survived.
 pub fn find_kept(root: &Path, id: &str) -> Result<(Kept, PathBuf)> {
+    // Whoever reads the survivor may work in another directory by then.
+    let root = &fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let mut found: Vec<PathBuf> = Vec::new();
     for run in runs(root) {
         for entry in fs::read_dir(run.join(VIOLATIONS)).into_iter().flatten().flatten() {
@@ -322,6 +324,7 @@ mod tests {
             subject: 0,
             at: crate::fault::Place::Moment,
             struck: true,
+            ends_row: false,
             met: None,
             nature: Nature::Natural,
             acks: 0,

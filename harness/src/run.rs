@@ -22,7 +22,7 @@ use crate::report::{Report, Row, Swept};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
 use crate::subject::{Prepared, Subject};
-use crate::sweep::Reach;
+use crate::sweep::{self, Reach};
 use crate::verdict::Promise;
 use crate::worker::Worker;
 
@@ -278,7 +278,11 @@ fn report(
             .enumerate()
             .map(|(index, (prepared, (tally, kept)))| Row {
                 sweep: match prepared.planner {
-                    Planner::Swept(_) => Some(Swept { open_lanes: agenda.open_lanes(index) }),
+                    Planner::Swept(_) => Some(Swept {
+                        open_lanes: agenda.open_lanes(index),
+                        sampled: request.fault == FaultKind::DiskFull
+                            && sweep::free_at(agenda.last_struck(index)) > sweep::EXACT,
+                    }),
                     Planner::Sampled(_) => None,
                 },
                 population: prepared.planner.population(),

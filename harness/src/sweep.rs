@@ -189,7 +189,7 @@ fn of_family(family: Family, sites: &Sites) -> Vec<(Lane, u32)> {
 }
 
 /// Up to here each block is a step.
-const EXACT: u64 = 256;
+pub const EXACT: u64 = 1024;
 
 /// How much is free at a step: 0, 1, 2, ... and, past [`EXACT`], a twentieth more each time, so that
 /// a state of megabytes is swept too.
@@ -268,8 +268,8 @@ mod tests {
 
     #[test]
     fn free_space_grows_by_blocks_and_then_by_a_twentieth() {
-        assert_eq!((free_at(1), free_at(2), free_at(257)), (0, 1, 256));
-        assert_eq!(free_at(258), 268);
-        assert!(free_at(400) > 100_000);
+        assert_eq!((free_at(1), free_at(2), free_at(1025)), (0, 1, 1024));
+        assert_eq!(free_at(1026), 1075);
+        assert!(free_at(1200) > 1_000_000);
     }
 }

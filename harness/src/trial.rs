@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::fault::Fault;
+use crate::subject::Subject;
 
 /// An experiment: a subject, and what is done to it where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,10 +16,10 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// A short name that depends on the content alone.
+    /// A short name that depends on the content alone: what is done, and to what.
     #[must_use]
-    pub fn id(&self) -> String {
-        let content = serde_json::to_vec(self).unwrap_or_default();
+    pub fn id(&self, subject: &Subject) -> String {
+        let content = serde_json::to_vec(&(self, subject)).unwrap_or_default();
         format!("{:012x}", xxh3_64(&content) >> 16)
     }
 }

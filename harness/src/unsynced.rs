@@ -6,7 +6,8 @@
 //! the fsync, hears that all is well and acknowledges has lost the data at the next power cut.
 //!
 //! So a file has dirty pages and lost ones. A write makes its pages dirty, an fsync that succeeds
-//! makes the dirty ones clean, one that fails makes them lost. Names in a directory that was not
+//! makes the dirty ones clean, one that fails makes them lost. A lost page does no harm if it holds
+//! what is on disk: a program may have taken its write back. Names in a directory that was not
 //! synced are lost until a later fsync of it succeeds: the journal keeps them.
 
 use std::collections::{BTreeSet, HashMap};
@@ -30,6 +31,8 @@ pub struct FileKey {
 struct Pages {
     dirty: BTreeSet<u64>,
     lost: BTreeSet<u64>,
+    /// The bytes that are on disk: those of the last time that all of it was synced.
+    synced: Vec<u8>,
 }
 
 /// The pages of all files that a subject has written.
@@ -42,6 +45,11 @@ pub struct Unsynced {
 const NAMES: u64 = 0;
 
 impl Unsynced {
+    /// A file is met that may have been there before: what it holds is on disk.
+    pub fn meet(&mut self, file: FileKey, content: impl FnOnce() -> Vec<u8>) {
+        self.files.entry(file).or_insert_with(|| Pages { synced: content(), ..Pages::default() });
+    }
+
     /// `length` bytes are written at `offset`.
     pub fn write(&mut self, file: FileKey, offset: u64, length: u64) {
         let pages = self.files.entry(file).or_default();
@@ -61,10 +69,13 @@ impl Unsynced {
         }
     }
 
-    /// An fsync of it succeeds.
-    pub fn synced(&mut self, file: FileKey) {
+    /// An fsync of it succeeds; it holds these bytes.
+    pub fn synced(&mut self, file: FileKey, content: impl FnOnce() -> Vec<u8>) {
         if let Some(pages) = self.files.get_mut(&file) {
             pages.dirty.clear();
+            if pages.lost.is_empty() {
+                pages.synced = content();
+            }
             if file.directory {
                 pages.lost.clear();
             }
@@ -80,11 +91,45 @@ impl Unsynced {
         pages.lost.append(&mut pages.dirty);
     }
 
-    /// Whether some of it is in memory only, and will stay there.
+    /// Whether some of it, which holds these bytes, is in memory only and will stay there.
     #[must_use]
-    pub fn is_lost(&self, file: FileKey) -> bool {
-        self.files.get(&file).is_some_and(|pages| !pages.lost.is_empty())
+    pub fn is_lost(&self, file: FileKey, content: impl FnOnce() -> Vec<u8>) -> bool {
+        let Some(pages) = self.files.get(&file).filter(|pages| !pages.lost.is_empty()) else {
+            return false;
+        };
+        let content = content();
+        file.directory || pages.lost.iter().any(|page| !same_page(*page, &content, &pages.synced))
     }
+}
+
+impl Unsynced {
+    /// What is on disk of a file that holds `content`: for lost pages what was synced before.
+    #[must_use]
+    pub fn on_disk(&self, file: FileKey, content: &[u8]) -> Vec<u8> {
+        let Some(pages) = self.files.get(&file) else { return content.to_vec() };
+        let mut disk = Vec::new();
+        for (page, bytes) in content.chunks(PAGE).enumerate() {
+            let from = page * PAGE;
+            let synced = pages.synced.get(from..).unwrap_or_default();
+            let lost = pages.lost.contains(&(page as u64));
+            let kept = if lost { &synced[..synced.len().min(PAGE)] } else { bytes };
+            if !kept.is_empty() {
+                disk.resize(from, 0);
+                disk.extend_from_slice(kept);
+            }
+        }
+        disk
+    }
+}
+
+/// [`PAGE_BYTES`], for slices.
+const PAGE: usize = 4096;
+
+/// Whether a page of `content` is also in `synced`, as far as the file goes.
+fn same_page(page: u64, content: &[u8], synced: &[u8]) -> bool {
+    let place = |page: u64| usize::try_from(page * PAGE_BYTES).unwrap_or(usize::MAX);
+    let (from, to) = (place(page).min(content.len()), place(page + 1).min(content.len()));
+    synced.get(from..to).is_some_and(|synced| *synced == content[from..to])
 }
 
 #[cfg(test)]
@@ -100,34 +145,52 @@ mod tests {
         unsynced
     }
 
+    fn is_lost(unsynced: &Unsynced, content: &[u8]) -> bool {
+        unsynced.is_lost(FILE, || content.to_vec())
+    }
+
     #[test]
     fn a_retry_that_succeeds_has_written_nothing() {
         let mut unsynced = failed();
-        unsynced.synced(FILE);
-        assert!(unsynced.is_lost(FILE));
+        unsynced.synced(FILE, || vec![7; 5000]);
+        assert!(is_lost(&unsynced, &[7; 5000]));
     }
 
     #[test]
     fn what_is_written_again_can_be_synced() {
         let mut unsynced = failed();
         unsynced.write(FILE, 0, 5000);
-        unsynced.synced(FILE);
-        assert!(!unsynced.is_lost(FILE));
+        unsynced.synced(FILE, || vec![7; 5000]);
+        assert!(!is_lost(&unsynced, &[7; 5000]));
         let mut unsynced = failed();
         unsynced.write(FILE, 0, 4096);
-        unsynced.synced(FILE);
-        assert!(unsynced.is_lost(FILE));
+        unsynced.synced(FILE, || vec![7; 5000]);
+        assert!(is_lost(&unsynced, &[7; 5000]));
     }
 
     #[test]
     fn what_was_synced_before_is_not_lost() {
         let mut unsynced = Unsynced::default();
         unsynced.write(FILE, 0, 4096);
-        unsynced.synced(FILE);
+        unsynced.synced(FILE, || vec![7; 4096]);
         unsynced.write(FILE, 4096, 10);
         unsynced.failed(FILE);
         unsynced.truncate(FILE, 4096);
-        assert!(!unsynced.is_lost(FILE));
+        assert!(!is_lost(&unsynced, &[7; 4096]));
+    }
+
+    #[test]
+    fn a_write_that_was_taken_back_is_as_on_disk() {
+        let mut unsynced = Unsynced::default();
+        unsynced.meet(FILE, || b"one\n".to_vec());
+        unsynced.write(FILE, 4, 4);
+        unsynced.failed(FILE);
+        assert!(is_lost(&unsynced, b"one\ntwo\n"));
+        assert_eq!(unsynced.on_disk(FILE, b"one\ntwo\n"), b"one\n");
+        // A page is cut, and not taken away.
+        unsynced.truncate(FILE, 4);
+        assert!(!is_lost(&unsynced, b"one\n"));
+        assert!(is_lost(&unsynced, b"two\n"));
     }
 
     #[test]
@@ -135,8 +198,8 @@ mod tests {
         let directory = FileKey { directory: true, ..FILE };
         let mut unsynced = Unsynced::default();
         unsynced.failed(directory);
-        assert!(unsynced.is_lost(directory));
-        unsynced.synced(directory);
-        assert!(!unsynced.is_lost(directory));
+        assert!(unsynced.is_lost(directory, Vec::new));
+        unsynced.synced(directory, Vec::new);
+        assert!(!unsynced.is_lost(directory, Vec::new));
     }
 }

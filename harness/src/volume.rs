@@ -26,6 +26,21 @@ const INODES: u64 = 1024;
 /// How many are free between two points on a disk where each must be taken by a file.
 const INODES_FREE: u64 = 128;
 
+/// How large a disk is on which a subject can run that writes so many bytes in one run: the usual
+/// size, or as much more as that takes.
+#[must_use]
+pub fn enough_bytes(kind: FileSystem, written: u64) -> u64 {
+    // A quarter for what the file system needs itself.
+    let needed = needed_bytes(written).saturating_mul(5) / 4;
+    let spare = kind.usual_bytes() / 2;
+    kind.usual_bytes().max(needed.saturating_add(spare)).next_multiple_of(BLOCK_BYTES)
+}
+
+/// The state before, a run, its recovery, and a block here and there.
+fn needed_bytes(written: u64) -> u64 {
+    written.saturating_mul(3).saturating_add(64 * BLOCK_BYTES)
+}
+
 /// A small disk, mounted where a worker works.
 #[derive(Debug)]
 pub struct Volume {
@@ -86,15 +101,14 @@ impl Volume {
     /// Makes sure that there is room for a subject that writes so many bytes in one run.
     pub fn hold(&self, name: &str, bytes: u64) -> Result<()> {
         let free = self.free_blocks().context("ask how much space is free")? * BLOCK_BYTES;
-        // The state before, a run, its recovery, and a block here and there.
-        let needed = bytes.saturating_mul(3).saturating_add(64 * BLOCK_BYTES);
+        let needed = needed_bytes(bytes);
         if needed <= free {
             return Ok(());
         }
         let (kind, size) = (self.kind, self.blocks * BLOCK_BYTES);
         Err(Error::usage(format!(
-            "{size} bytes of {kind} are too few: `{name}` writes {bytes} bytes in one run, and \
-             {free} are free"
+            "{size} bytes of {kind} are too few: `{name}` writes {bytes} bytes in one run, \
+             of which three times as much is needed, and {free} are free"
         ))
         .help(format!("give at least --fs-size {}K", (size - free + needed).div_ceil(1024))))
     }

@@ -17,9 +17,10 @@ use crate::record::Record;
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
 use crate::subject::Prepared;
+use crate::sweep::Reach;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, ViolationKind};
-use crate::volume::Volume;
+use crate::volume::{self, Volume};
 
 /// How many violations of one subject a worker keeps with their survivors.
 const KEPT_MAX: usize = 200;
@@ -30,6 +31,8 @@ pub struct Worker<'a> {
     prepared: &'a [Prepared],
     directory: &'a RunDirectory,
     room: PathBuf,
+    /// How far the run goes, and how large its small disk is.
+    reach: Reach,
     /// The small disk at the room, if the run is about one.
     volume: Option<Rc<Volume>>,
     /// The subject that is being tried.
@@ -46,10 +49,13 @@ impl<'a> Worker<'a> {
         directory: &'a RunDirectory,
         room: PathBuf,
     ) -> Result<Self> {
-        let disk = |()| Volume::make(&room, &request.reach).map(Rc::new);
+        let mut reach = request.reach.clone();
+        let most = prepared.iter().map(|subject| subject.sites.bytes()).max().unwrap_or(0);
+        reach.fs_bytes.get_or_insert(volume::enough_bytes(reach.fs, most));
+        let disk = |()| Volume::make(&room, &reach).map(Rc::new);
         let volume = (request.fault == FaultKind::DiskFull).then_some(()).map(disk).transpose()?;
         let (current, kept) = (None, HashSet::new());
-        Ok(Self { request, prepared, directory, room, volume, current, kept })
+        Ok(Self { request, prepared, directory, room, reach, volume, current, kept })
     }
 
     /// Makes sure that this subject is the one that is being tried.
@@ -94,10 +100,10 @@ impl<'a> Worker<'a> {
         let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
         let kept = Kept {
             schema: SCHEMA,
-            id: trial.id(),
+            id: trial.id(subject),
             trial,
             subject: subject.clone(),
-            reach: self.request.reach.clone(),
+            reach: self.reach.clone(),
             promises: self.request.promises.clone(),
             injection: outcome.injection.clone(),
             acks: outcome.acks,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
 use serde::{Deserialize, Serialize};
 
-use super::striker::key;
+use super::striker::{bytes, key};
 use crate::armed::{Action, Armed, Then};
 use crate::errno::Shown;
 use crate::fault::{Fault, Point, Struck};
@@ -131,7 +131,10 @@ impl<'a> ArmedStorage<'a> {
     /// Gives the account, if there is one.
     pub fn end(&mut self) {
         let Some(notes) = self.notes.take() else { return };
-        let lost = |path: &str| key(Path::new(path)).is_some_and(|key| notes.unsynced.is_lost(key));
+        let lost = |path: &str| {
+            let path = Path::new(path);
+            key(path).is_some_and(|key| notes.unsynced.is_lost(key, || bytes(path)))
+        };
         let names = [(STATE_FILE, STATE_FILE), (HERE, "")];
         let unsynced = names.into_iter().filter(|(path, _)| lost(path));
         let account = Account {
@@ -198,7 +201,7 @@ impl Notes {
                 self.unsynced.truncate(file, length.0);
             }
             (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_)) => {
-                self.unsynced.synced(file);
+                self.unsynced.synced(file, || bytes(place));
             }
             (Effect::Sync { .. }, _) => self.unsynced.failed(file),
             _ => {}

@@ -95,7 +95,8 @@ impl<'a> BuiltInInjector<'a> {
             acks,
             said: Vec::new(),
             steps: account.steps,
-            unsynced: account.unsynced,
+            // No built-in syncs what it overwrites in place: nothing of it is on disk.
+            unsynced: account.unsynced.into_iter().map(|path| (path, Vec::new())).collect(),
             survivor,
             checks: Vec::new(),
             recovery,

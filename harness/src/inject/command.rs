@@ -1,5 +1,6 @@
 //! Any program: run under the tracer, and killed where the trial says.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use super::striker::Striker;
 use super::tracer::How;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, Struck};
+use crate::history::History;
 use crate::inject::Injector;
+use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::subject::{Learned, Prepared};
@@ -21,8 +24,8 @@ pub struct CommandInjector<'a> {
     learned: &'a Learned,
     /// Whether there was a state before the first run.
     state_at_start: bool,
-    /// How many acks its unbroken run gives, and how long that takes.
-    acks: u64,
+    /// What its unbroken run does, and how long that takes.
+    history: &'a History,
     duration: Duration,
     /// The small disk that it works on, if it does.
     volume: Option<Rc<Volume>>,
@@ -55,7 +58,7 @@ impl<'a> CommandInjector<'a> {
                 .versions
                 .first()
                 .is_some_and(|first| !first.is_empty()),
-            acks: prepared.history.owed.len().saturating_sub(1) as u64,
+            history: &prepared.history,
             duration: Duration::from_micros(prepared.sites.duration_us),
             volume,
             checks: Checks::new(command, &root, runner.sandbox())?,
@@ -69,6 +72,9 @@ impl<'a> CommandInjector<'a> {
         let scope = self.runner.scope.clone();
         let volume = self.volume.clone();
         let mut striker = Striker::new(fault, &scope, volume.as_deref(), narrate);
+        if self.learned.serves && fault.is_told() {
+            striker.until(self.runner.output.new_counter(), self.history.acks_of_a_run());
+        }
         let (follows, bound) = (striker.follows(), self.bound(fault));
         let ran = self.runner.traced(&mut striker, follows, bound)?;
         let exit = match ran.how {
@@ -81,19 +87,16 @@ impl<'a> CommandInjector<'a> {
             How::TooMany => Exit::TooManyProcesses,
         };
         let mut injection = striker.injection();
-        let otherwise = match exit {
-            Exit::Status(status) => status != 0,
-            Exit::Signal(signal) => signal != libc::SIGKILL,
-            Exit::Killed | Exit::TimedOut | Exit::TooManyProcesses => false,
-        };
+        let survivor = self.runner.survivor(&self.learned.state)?;
+        let acks = self.runner.output.acks();
         if let (Fault::DiskFull(full), Injection::NotReached) = (fault, &injection)
             && full.kill_before.is_none()
-            && otherwise
+            && exit != Exit::Signal(libc::SIGKILL)
+            && !oracle::unhindered(exit, acks, &survivor, self.history)
         {
             // It may have asked how much space there is, and left it at that.
             injection = Injection::At(Struck::Unseen);
         }
-        let survivor = self.runner.survivor(&self.learned.state)?;
         let unsynced = striker.unsynced(&survivor);
         Ok(Struckdown { injection, exit, survivor, unsynced, steps: striker.steps() })
     }
@@ -104,9 +107,14 @@ impl<'a> CommandInjector<'a> {
         let grace = GRACE;
         if self.learned.serves && fault.is_told() {
             let timeout = (self.duration * 3 + Duration::from_secs(1)).min(self.learned.timeout);
-            return Bound { timeout, grace, acks: Some(self.acks) };
+            return Bound { timeout, grace, acks: Some(self.history.acks_of_a_run()) };
         }
-        Bound { timeout: self.learned.timeout, grace, acks: None }
+        let timeout = match fault.is_told() {
+            // One that tries again for ever does so in many trials.
+            true => (self.duration * 10 + Duration::from_secs(3)).min(self.learned.timeout),
+            false => self.learned.timeout,
+        };
+        Bound { timeout, grace, acks: None }
     }
 
     fn kill_after(&mut self, delay: Duration) -> Result<(Injection, Exit)> {
@@ -174,7 +182,7 @@ struct Struckdown {
     injection: Injection,
     exit: Exit,
     survivor: Survivor,
-    unsynced: Vec<PathBuf>,
+    unsynced: BTreeMap<PathBuf, Vec<u8>>,
     steps: Vec<Step>,
 }
 
@@ -193,7 +201,13 @@ impl CommandInjector<'_> {
             Fault::KillAfter { delay_us } => {
                 let (injection, exit) = self.kill_after(*delay_us)?;
                 let survivor = self.runner.survivor(&self.learned.state)?;
-                Struckdown { injection, exit, survivor, unsynced: Vec::new(), steps: Vec::new() }
+                Struckdown {
+                    injection,
+                    exit,
+                    survivor,
+                    unsynced: BTreeMap::new(),
+                    steps: Vec::new(),
+                }
             }
             _ => self.strike(fault, false)?,
         };

@@ -81,6 +81,12 @@ pub struct Output {
 }
 
 impl Output {
+    /// A counter of the same acks, from the beginning.
+    #[must_use]
+    pub fn new_counter(&self) -> AckCounter {
+        AckCounter::new(self.counter.pattern.clone())
+    }
+
     /// Makes the pipes.
     pub fn new(ack: Option<Regex>) -> io::Result<Self> {
         let pipes = Pipes::new()?;

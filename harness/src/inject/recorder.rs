@@ -16,6 +16,8 @@ use crate::os::ptrace::Stopped;
 const LINGER: Duration = Duration::from_secs(2);
 /// How many acks make a run of a program that does not end by itself.
 const ACKS_DEFAULT: u64 = 10;
+/// How many more are waited for: a trial in which a save has failed gets further in its versions.
+const BEYOND: u64 = 5;
 
 /// Records a run.
 pub struct Recorder<'a> {
@@ -69,8 +71,9 @@ impl<'a> Recorder<'a> {
     /// Whether the run was ended after so many acks.
     #[must_use]
     pub fn had_enough_acks(&self) -> bool {
-        self.enough_acks_at
-            .is_some_and(|since| self.acks_asked.is_some() || since.elapsed() >= LINGER)
+        let more =
+            self.acks_asked.is_some() && self.counter.acks() >= self.acks_of_a_run() + BEYOND;
+        self.enough_acks_at.is_some_and(|since| more || since.elapsed() >= LINGER)
     }
 
     /// When the last op had been done.
@@ -79,18 +82,10 @@ impl<'a> Recorder<'a> {
         self.last_op_at
     }
 
-    fn acks_of_a_run(&self) -> u64 {
+    /// How many acks make a run.
+    #[must_use]
+    pub fn acks_of_a_run(&self) -> u64 {
         self.acks_asked.unwrap_or(ACKS_DEFAULT)
-    }
-
-    /// Drops what came after the acks that make a run.
-    pub fn cut_to_acks(&mut self) {
-        let acks = usize::try_from(self.acks_of_a_run()).unwrap_or(usize::MAX);
-        if let Some(ops) = acks.checked_sub(1).and_then(|last| self.trace.acks.get(last)).copied() {
-            self.trace.acks.truncate(acks);
-            self.trace.said.truncate(acks);
-            self.trace.ops.truncate(ops);
-        }
     }
 
     /// What the kernel made of a call, where that says more than what was asked.

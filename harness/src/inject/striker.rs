@@ -1,11 +1,13 @@
 //! The watcher of a trial: strikes where its fault is armed, and notes what came of it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::decode::{Asked, Detail, Scope};
+use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::{Action, Armed, Follows};
 use crate::errno::{Errno, Shown, Way};
@@ -30,6 +32,8 @@ pub struct Striker<'a> {
     unsynced: Option<Unsynced>,
     detail: Detail,
     follows: Follows,
+    /// Counts acks, and how many are enough, of a program that does not end by itself.
+    until: Option<(AckCounter, u64)>,
     /// The disk that runs full, and how.
     disk: Option<(&'a Volume, DiskFull)>,
 }
@@ -66,11 +70,20 @@ impl<'a> Striker<'a> {
             unsynced: loses.then(Unsynced::default),
             detail,
             follows,
+            until: None,
             disk: match (volume, fault) {
                 (Some(volume), Fault::DiskFull(full)) => Some((volume, full.clone())),
                 _ => None,
             },
         }
+    }
+
+    /// Ends the run, of a program that does not end by itself, when so many acks have come.
+    pub fn until(&mut self, counter: AckCounter, acks: u64) {
+        self.until = Some((counter, acks));
+        // To see what it prints, and when.
+        self.steps.get_or_insert_default();
+        self.follows = Follows::All;
     }
 
     /// Which calls it must see.
@@ -95,22 +108,23 @@ impl<'a> Striker<'a> {
         self.steps.take().map(Steps::finish).unwrap_or_default()
     }
 
-    /// Of which state files a failed fsync has left bytes, or names, in memory only.
+    /// Of which state files a failed fsync has left bytes, or names, in memory only; and what then is
+    /// on disk.
     #[must_use]
-    pub fn unsynced(&self, survivor: &Survivor) -> Vec<PathBuf> {
-        let Some(unsynced) = &self.unsynced else { return Vec::new() };
-        let lost = |path: &Path| {
-            key(&self.scope.root.join(path)).is_some_and(|file| unsynced.is_lost(file))
-        };
-        let mut names = Vec::new();
+    pub fn unsynced(&self, survivor: &Survivor) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let Some(unsynced) = &self.unsynced else { return found };
         for path in survivor.files.keys() {
             let directory = path.parent().unwrap_or(Path::new(""));
-            names.extend([path.as_path(), directory].into_iter().filter(|path| lost(path)));
+            for path in [path.as_path(), directory] {
+                let place = self.scope.root.join(path);
+                let Some(file) = key(&place) else { continue };
+                if unsynced.is_lost(file, || bytes(&place)) {
+                    found.insert(path.to_owned(), unsynced.on_disk(file, &bytes(&place)));
+                }
+            }
         }
-        let mut names: Vec<_> = names.into_iter().map(Path::to_owned).collect();
-        names.sort();
-        names.dedup();
-        names
+        found
     }
 
     fn strike(&mut self, asked: &Asked, action: Action) {
@@ -144,9 +158,14 @@ impl<'a> Striker<'a> {
     /// Follows what is on disk.
     fn track(&mut self, asked: &Asked, shown: &Shown, action: Action, thread: &Stopped) {
         let Some(unsynced) = &mut self.unsynced else { return };
-        let open = |file: i32| key(Path::new(&format!("/proc/{}/fd/{file}", thread.tid())));
-        let named = || key(&self.scope.root.join(asked.effect.path()));
-        let Some(file) = asked.file.map_or_else(named, open) else { return };
+        let path = match asked.file {
+            Some(file) => PathBuf::from(format!("/proc/{}/fd/{file}", thread.tid())),
+            None => self.scope.root.join(asked.effect.path()),
+        };
+        let Some(file) = key(&path) else { return };
+        if matches!(asked.effect, Effect::Write { .. } | Effect::Truncate { .. }) {
+            unsynced.meet(file, || bytes(&path));
+        }
         match (&asked.effect, action) {
             (Effect::Write { offset, .. }, Action::Pass | Action::Cut { .. }) => {
                 unsynced.write(file, offset.0, shown.length as u64);
@@ -158,7 +177,7 @@ impl<'a> Striker<'a> {
             (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_))
                 if asked.call != Call::SyncFileRange =>
             {
-                unsynced.synced(file);
+                unsynced.synced(file, || bytes(&path));
             }
             _ => {}
         }
@@ -217,6 +236,9 @@ impl Watcher for Striker<'_> {
     }
 
     fn prints(&mut self, bytes: &[u8]) {
+        if let Some((counter, _)) = &mut self.until {
+            counter.feed(bytes);
+        }
         if self.first.is_some()
             && let Some(steps) = &mut self.steps
         {
@@ -225,6 +247,16 @@ impl Watcher for Striker<'_> {
     }
 
     fn unfollowed(&mut self, _what: Unfollowed) {}
+
+    fn enough(&self) -> bool {
+        self.until.as_ref().is_some_and(|(counter, acks)| counter.acks() >= *acks)
+    }
+}
+
+/// The bytes of a file; none if it can't be read, or is no file.
+#[must_use]
+pub fn bytes(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_default()
 }
 
 /// Which file a path leads to.

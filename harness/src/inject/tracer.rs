@@ -299,6 +299,10 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             self.held.push_back(stopped);
             return Ok(());
         }
+        if self.watcher.enough() {
+            self.end(How::Enough);
+            return Ok(());
+        }
         let CallInfo::Entry { data, number, arguments } = stopped.call_info()? else {
             return stopped.resume(Run::On, 0);
         };

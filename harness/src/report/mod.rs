@@ -76,6 +76,9 @@ pub struct Row {
 pub struct Swept {
     /// How many of its lanes were cut off before a trial was not struck any more.
     pub open_lanes: usize,
+    /// Whether it went on in growing steps, past the number of blocks up to which each is a step.
+    #[serde(default)]
+    pub sampled: bool,
 }
 
 /// A kept violation in a report.
@@ -114,6 +117,16 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Whether more than half of the runs that were struck say nothing.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        self.sweep.is_some()
+            && self.tally.failed() == 0
+            && self.tally.judged() * 2 < self.tally.struck
+    }
+}
+
 impl Report {
     /// With which status the command ends.
     #[must_use]
@@ -121,7 +134,7 @@ impl Report {
         if !self.complete {
             return ExitStatus::Interrupted;
         }
-        let nothing = |row: &Row| row.tally.judged() == 0;
+        let nothing = |row: &Row| row.tally.judged() == 0 || row.is_unclear();
         if self.subjects.iter().any(nothing) {
             return ExitStatus::NothingStruck;
         }

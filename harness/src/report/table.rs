@@ -7,7 +7,9 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::{Report, Row, Swept};
+use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
+use crate::sweep::EXACT;
 use crate::verdict::{Promise, Why};
 
 /// Renders a report for people, `width` columns wide if it is known.
@@ -20,7 +22,7 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
         }
-        met_lines(row, &mut text);
+        met_lines(report, row, &mut text);
         if row.tally.leftovers > 0 && !report.promises.contains(&Promise::Tidy) {
             let _ = writeln!(
                 text,
@@ -35,15 +37,20 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
 }
 
 /// What a sweep has met: which calls failed, and whether it came to its end.
-fn met_lines(row: &Row, text: &mut String) {
-    let Some(Swept { open_lanes }) = row.sweep else { return };
-    let _ = writeln!(text, "swept: {}: {} runs struck: {}", row.name, row.tally.struck, met(row));
-    if open_lanes > 0 {
-        let _ = writeln!(
-            text,
-            "note: {}: cut short by --trials, {open_lanes} rows have more",
-            row.name
-        );
+fn met_lines(report: &Report, row: &Row, text: &mut String) {
+    let Some(Swept { open_lanes, .. }) = row.sweep else { return };
+    let tally = &row.tally;
+    let ends = tally.inconclusive.get(&Why::NotReached).unwrap_or(&0);
+    let _ = writeln!(
+        text,
+        "swept: {}: {} runs were struck, {ends} were not and ended their rows: {}",
+        row.name,
+        tally.struck,
+        met(row)
+    );
+    unjudged_line(row, text);
+    if open_lanes > 0 && report.complete {
+        let _ = writeln!(text, "note: {}: cut short, {open_lanes} rows may have more", row.name);
     }
 }
 
@@ -60,7 +67,32 @@ fn met(row: &Row) -> String {
         .into_iter()
         .map(|(family, (count, hows))| format!("{count} {family} ({})", hows.join(" ")))
         .collect();
+    let unseen = row.tally.struck - row.tally.met.values().sum::<u64>().min(row.tally.struck);
+    let other = format!("{unseen} without a failed call, ended otherwise");
+    let all: Vec<_> = all.into_iter().chain((unseen > 0).then_some(other)).collect();
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
+}
+
+/// Says of what it can't be said whether it is right.
+fn unjudged_line(row: &Row, text: &mut String) {
+    let count = |why: Why| row.tally.inconclusive.get(&why).copied().unwrap_or(0);
+    let (other, late) = (count(Why::NotComparable), count(Why::TimedOut));
+    if other > 0 {
+        let _ = writeln!(
+            text,
+            "note: {}: {other} of {} runs can't be judged: after the failure it saved something \
+             whole that no unbroken run saves; --check CMD can tell whether it is right",
+            row.name, row.tally.struck
+        );
+    }
+    if late > 0 {
+        let _ = writeln!(
+            text,
+            "note: {}: {late} of {} runs did not end in time, as one that tries again for ever; \
+             nothing was found wrong in them",
+            row.name, row.tally.struck
+        );
+    }
 }
 
 /// Whether nothing was drawn.
@@ -118,8 +150,11 @@ fn swept(report: &Report, row: &Row) -> Vec<String> {
     let tally = &row.tally;
     // Nothing was drawn: these are all that there are.
     let of = match &row.sweep {
-        Some(Swept { open_lanes: 0 }) => "all there are",
-        Some(Swept { .. }) | None => "cut short",
+        Some(Swept { open_lanes: 0, sampled: false }) => "all there are".to_owned(),
+        Some(Swept { open_lanes: 0, sampled: true }) => {
+            format!("all up to {EXACT},\nthen steps of 5 %")
+        }
+        Some(Swept { .. }) | None => "cut short".to_owned(),
     };
     let broken: Vec<_> =
         tally.broken.iter().map(|(promise, count)| format!("{} {count}", promise.name())).collect();
@@ -127,7 +162,7 @@ fn swept(report: &Report, row: &Row) -> Vec<String> {
         row.name.clone(),
         tally.struck.to_string(),
         tally.pass_rate().map_or("-".to_owned(), percent),
-        of.to_owned(),
+        of,
         if broken.is_empty() { "none".to_owned() } else { broken.join(", ") },
         failures(row),
         expected(report, row),
@@ -177,8 +212,11 @@ fn failures(row: &Row) -> String {
 }
 
 fn expected(report: &Report, row: &Row) -> String {
-    if row.tally.judged() == 0 {
+    if row.tally.judged() == 0 && row.tally.struck == 0 {
         return "NOTHING STRUCK".to_owned();
+    }
+    if row.is_unclear() {
+        return "UNCLEAR: most runs\ncan't be judged".to_owned();
     }
     let surprises = row.surprises(&report.promises);
     if surprises.is_empty() {
@@ -214,7 +252,22 @@ fn replay_lines(report: &Report, text: &mut String) {
     let _ = writeln!(text, "replay:");
     for (row, line) in lines {
         let what = format!("{} {}", row.name, line.kind.name());
-        let _ = writeln!(text, "  {what:width$}  {} replay {}", called(report), line.id);
+        let _ = writeln!(
+            text,
+            "  {what:width$}  {} replay {}{}",
+            called(report),
+            line.id,
+            place(report)
+        );
+    }
+}
+
+/// Where the results are, as an option, unless they are in the usual place.
+fn place(report: &Report) -> String {
+    let parent = std::path::Path::new(&report.directory).parent();
+    match parent.map(|parent| parent.display().to_string()) {
+        Some(parent) if parent != DEFAULT_ROOT => format!(" --results {parent}"),
+        _ => String::new(),
     }
 }
 
@@ -237,7 +290,11 @@ fn conclusion(report: &Report) -> String {
     if !report.complete {
         let name = report.directory.rsplit('/').next().unwrap_or_default();
         let command = called(report);
-        let _ = write!(text, "\ninterrupted: go on with `{command} run --resume {name}`");
+        let _ = write!(
+            text,
+            "\ninterrupted: go on with `{command} run --resume {name}{}`",
+            place(report)
+        );
     }
     text
 }

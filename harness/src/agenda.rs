@@ -216,7 +216,9 @@ impl Front {
             budget: budget.unwrap_or(u64::MAX),
             sweep,
         };
-        for lane in 0..front.sweep.lanes() {
+        for lane in
+            (0..front.sweep.lanes()).filter(|lane| !front.sweep.waits(*lane)).collect::<Vec<_>>()
+        {
             // The one after the last that is known is to show that it is the last. With a budget
             // all lanes begin before any goes on.
             let known = front.sweep.known(lane).min(STEPS_MAX - 1) + 1;
@@ -308,6 +310,13 @@ impl Front {
         }
         progress.ended |= progress.unclear >= UNCLEAR_MAX;
         let (waiting, ended) = (progress.waiting, progress.ended);
+        if heard == Heard::Struck && number.below == 0 {
+            for other in self.sweep.wakes(number.lane) {
+                if !self.lanes.contains_key(&(other, None)) {
+                    self.open((other, None), 1);
+                }
+            }
+        }
         if heard == Heard::Struck && number.below == 0 && self.sweep.goes_deeper(number.lane) {
             self.open((number.lane, Some(number.step)), 4);
         }

@@ -1,13 +1,23 @@
 //! When a fault strikes: a pure function of the calls seen so far.
 
 use crate::errno::{self, Errno, Shown, Way};
-use crate::fault::{DiskFull, Failing, Fault, Point, Repeat, Second, Strike};
-use crate::op::{Call, Family};
+use crate::fault::{DiskFull, Failing, Fault, Injection, Point, Repeat, Second, Strike, Struck};
+use crate::op::{ByteOffset, Call, Family};
 
 /// A fault waiting for its call. Calls that it does not follow need not be shown to it.
 #[derive(Clone, Debug)]
 pub struct Armed {
     arms: Arms,
+    met: Met,
+}
+
+/// What the parts of a fault have met.
+#[derive(Clone, Debug, Default)]
+pub struct Met {
+    /// The first.
+    pub first: Option<Struck>,
+    /// The second.
+    pub second: Option<Struck>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +96,7 @@ impl Armed {
             Fault::Errno(failing) => Arms::Failing(Box::new(failing.clone()), progress),
             Fault::DiskFull(DiskFull { kill_before, .. }) => Arms::Full(*kill_before, progress),
         };
-        Self { arms }
+        Self { arms, met: Met::default() }
     }
 
     /// Which calls it must see.
@@ -114,8 +124,54 @@ impl Armed {
         }
     }
 
-    /// Decides on the next call.
-    pub fn decide(&mut self, shown: &Shown) -> Action {
+    /// What has been met so far.
+    #[must_use]
+    pub fn met(&self) -> &Met {
+        &self.met
+    }
+
+    /// What was met, all in all.
+    #[must_use]
+    pub fn injection(&self) -> Injection {
+        match (&self.met.first, &self.met.second) {
+            _ if !self.has_struck() => Injection::NotReached,
+            (Some(first), None) => Injection::At(first.clone()),
+            (Some(first), Some(second)) => Injection::Both(first.clone(), second.clone()),
+            (None, _) => Injection::NotReached,
+        }
+    }
+
+    /// Decides on the next call, which is about the file `path`.
+    pub fn decide(&mut self, shown: &Shown, path: impl FnOnce() -> String) -> Action {
+        let whole = self.has_struck();
+        let action = self.action(shown);
+        if action != Action::Pass && !whole {
+            let struck = self.struck(action, shown.call, path());
+            match (&self.met.first, self.has_struck()) {
+                (None, _) => self.met.first = Some(struck),
+                (Some(_), true) => self.met.second = Some(struck),
+                (Some(_), false) => {}
+            }
+        }
+        action
+    }
+
+    fn struck(&self, action: Action, call: Call, path: String) -> Struck {
+        let at = |point, path| Struck::Call { call, path, point };
+        match action {
+            Action::Pass | Action::KillAfter => at(Point::After, path),
+            Action::KillBefore => at(Point::Before, path),
+            Action::Cut { keep, .. } if matches!(self.arms, Arms::Failing(..)) => {
+                Struck::Failed { call, path, result: i64::try_from(keep).unwrap_or(i64::MAX) }
+            }
+            Action::Cut { keep, .. } => at(Point::Inside(ByteOffset(keep as u64)), path),
+            Action::Fail(errno) | Action::FailAfter(errno) => {
+                Struck::Failed { call, path, result: -i64::from(errno.number()) }
+            }
+        }
+    }
+
+    fn action(&mut self, shown: &Shown) -> Action {
         match &mut self.arms {
             Arms::Idle => Action::Pass,
             Arms::Strike(strike, then, progress) => {
@@ -136,13 +192,20 @@ impl Armed {
         }
     }
 
-    /// Hears what a call returned; only a real failure needs to be heard of. Says whether it is one
-    /// that counts.
-    pub fn returned(&mut self, shown: &Shown, result: i64) -> bool {
-        let Arms::Full(_, progress) = &mut self.arms else { return false };
-        let failed = errno::says_full(-result) || fell_short(shown, result);
-        progress.failed |= failed;
-        failed
+    /// Hears what a call returned, of all that are followed.
+    pub fn returned(&mut self, shown: &Shown, result: i64, path: impl FnOnce() -> String) {
+        // The kernel may have taken fewer bytes than it was let.
+        if let Some(Struck::Call { point: Point::Inside(byte), .. }) = &mut self.met.first
+            && let Ok(count) = u64::try_from(result)
+        {
+            *byte = ByteOffset(count.min(byte.0));
+        }
+        let Arms::Full(_, progress) = &mut self.arms else { return };
+        if errno::says_full(-result) || fell_short(shown, result) {
+            progress.failed = true;
+            let call = shown.call;
+            self.met.first.get_or_insert_with(|| Struck::Failed { call, path: path(), result });
+        }
     }
 }
 
@@ -150,8 +213,7 @@ impl Armed {
 /// falls short has only come to the end of its source.
 #[must_use]
 pub fn fell_short(shown: &Shown, result: i64) -> bool {
-    let written = matches!(shown.call, Call::Write | Call::Pwrite | Call::Writev | Call::Pwritev);
-    written && usize::try_from(result).is_ok_and(|count| count < shown.length)
+    shown.call.is_write() && usize::try_from(result).is_ok_and(|count| count < shown.length)
 }
 
 fn strike_at(strike: &Strike, then: Then, seen: &mut u32, shown: &Shown) -> Action {
@@ -221,7 +283,7 @@ mod tests {
     use crate::errno::Keep;
     use crate::fault::Nature;
     use crate::file_system::{Axis, FileSystem};
-    use crate::op::{ByteOffset, OpIndex};
+    use crate::op::OpIndex;
 
     fn armed(nth: u32, point: Point) -> Armed {
         let (op, call, nature) = (OpIndex(0), Call::Write, Nature::Natural);
@@ -233,7 +295,7 @@ mod tests {
     }
 
     fn decide(armed: &mut Armed, call: Call, length: usize) -> Action {
-        armed.decide(&Shown::plain(call, length))
+        armed.decide(&Shown::plain(call, length), String::new)
     }
 
     #[test]
@@ -293,11 +355,20 @@ mod tests {
             DiskFull { fs: FileSystem::Tmpfs, axis: Axis::Space, free: 0, kill_before: Some(1) };
         let mut armed = Armed::new(&Fault::DiskFull(full));
         let write = Shown::plain(Call::Write, 10);
-        assert_eq!(armed.decide(&write), Action::Pass);
-        assert!(armed.returned(&write, 4));
-        assert_eq!(armed.decide(&write), Action::Pass);
-        assert!(armed.returned(&write, -i64::from(libc::ENOSPC)));
-        assert_eq!(armed.decide(&write), Action::KillBefore);
-        assert!(armed.has_struck());
+        assert_eq!(armed.decide(&write, String::new), Action::Pass);
+        armed.returned(&write, 4, String::new);
+        assert_eq!(armed.decide(&write, String::new), Action::Pass);
+        armed.returned(&write, -i64::from(libc::ENOSPC), String::new);
+        assert_eq!(armed.decide(&write, String::new), Action::KillBefore);
+        assert!(matches!(armed.injection(), Injection::Both(Struck::Failed { result: 4, .. }, _)));
+    }
+
+    #[test]
+    fn what_repeats_is_no_second_part() {
+        let mut armed = failing(1, Way::NotMade(Errno::Eio), Repeat::Sticky, None);
+        for _ in 0..3 {
+            decide(&mut armed, Call::Write, 10);
+        }
+        assert!(matches!(armed.injection(), Injection::At(Struck::Failed { .. })));
     }
 }

@@ -28,6 +28,9 @@ use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
 const TRIAL_FACTOR: u32 = 10;
 const TRIAL_AT_LEAST: Duration = Duration::from_secs(10);
 
+/// How many names a note lists.
+const NAMES_MAX: usize = 10;
+
 /// What one unbroken run did.
 struct Unbroken {
     trace: Trace,
@@ -302,7 +305,12 @@ fn choose_state(
         return Err(no_sites(name));
     }
     let list = |paths: &BTreeSet<PathBuf>| {
-        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+        let names = paths.iter().take(NAMES_MAX).map(|path| path.display().to_string());
+        let names = names.collect::<Vec<_>>().join(", ");
+        match paths.len().saturating_sub(NAMES_MAX) {
+            0 => names,
+            more => format!("{names} and {more} more"),
+        }
     };
     let mut note = format!("state found: {}", list(&state));
     if !companions.is_empty() {

@@ -200,7 +200,8 @@ pub fn can(shown: &Shown, way: Way) -> bool {
         return false;
     }
     match way {
-        Way::Short(_) => shown.length > 1,
+        // How much a copy between files moves depends on its source: it may fall short by itself.
+        Way::Short(_) => shown.length > 1 && shown.call.is_write(),
         Way::NotMade(Errno::Eagain) => shown.nonblocking,
         // A file that is there takes no space to open.
         Way::NotMade(Errno::Enospc | Errno::Edquot) if shown.call == Call::Open => shown.creates,

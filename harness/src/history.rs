@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::learner::Learner;
 use crate::model::{Files, NotModelled};
-use crate::op::{Effect, Op, Trace};
+use crate::op::Trace;
 use crate::template::Template;
 
 /// The bytes of the state files at one moment; a file that was not there is not in it.
@@ -261,217 +262,10 @@ impl History {
 
 /// Whether bytes are a JSON object or array. A lone number is no sign that a state is JSON: a piece
 /// of one is a number, too.
-fn is_json(bytes: &[u8]) -> bool {
+pub fn is_json(bytes: &[u8]) -> bool {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     matches!(first, Some(b'{' | b'['))
         && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
-}
-
-/// A moment at which the state may have been a version.
-struct Moment {
-    states: States,
-    /// Whether only a program that means it gets here: an ack, a rename, the end.
-    deliberate: bool,
-    /// How many ops had been done.
-    done: usize,
-}
-
-/// Why a moment may be a version.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    /// A file was closed.
-    Closed,
-    /// A file was renamed or linked to its place.
-    Renamed,
-    /// An ack, the beginning, the end.
-    Meant,
-}
-
-struct Learner<'a> {
-    files: Files,
-    is_state: &'a dyn Fn(&Path) -> bool,
-    moments: Vec<Moment>,
-    /// For each ack, the moment it stands for.
-    acked: Vec<usize>,
-    /// State files that were changed since the last moment.
-    changed: BTreeSet<PathBuf>,
-    /// How many ops have been done.
-    done: usize,
-}
-
-impl<'a> Learner<'a> {
-    fn new(files: Files, is_state: &'a dyn Fn(&Path) -> bool) -> Self {
-        let changed = files.paths().filter(|path| is_state(path)).map(Path::to_owned).collect();
-        let mut learner =
-            Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed, done: 0 };
-        learner.refresh(Why::Meant);
-        learner
-    }
-
-    fn acks_up_to(&mut self, trace: &Trace, done: usize) {
-        while self.acked.len() < trace.acks.len() && trace.acks[self.acked.len()] <= done {
-            self.moment();
-            self.acked.push(self.moments.len() - 1);
-        }
-    }
-
-    fn op(&mut self, op: &Op) -> Result<(), NotModelled> {
-        self.files.apply(op)?;
-        self.done += 1;
-        if !op.succeeded() {
-            return Ok(());
-        }
-        let published = match &op.effect {
-            Effect::Rename { from, to, .. } => {
-                self.changed_below(from);
-                self.changed_below(to)
-            }
-            Effect::Link { to: path, .. } | Effect::Symlink { path, .. } => {
-                self.changed_below(path)
-            }
-            other => {
-                self.changed_as(other.path());
-                false
-            }
-        };
-        if published {
-            self.refresh(Why::Renamed);
-        } else if let Effect::Close { path } = &op.effect
-            && self.names_state(path)
-        {
-            self.refresh(Why::Closed);
-        }
-        Ok(())
-    }
-
-    /// Notes that what `path` is a name of has changed, under all its names.
-    fn changed_as(&mut self, path: &Path) {
-        let names = self.files.names_of(path).chain([path]);
-        let state: Vec<_> =
-            names.filter(|name| (self.is_state)(name)).map(Path::to_owned).collect();
-        self.changed.extend(state);
-    }
-
-    /// Notes that `path` leads to something else now, and all below it; says whether any of that is
-    /// state.
-    fn changed_below(&mut self, path: &Path) -> bool {
-        let before = self.moments.last().map(|moment| moment.states.keys()).into_iter().flatten();
-        let all = self.files.paths().chain(before.map(PathBuf::as_path)).chain([path]);
-        let state: BTreeSet<_> = all
-            .filter(|name| name.starts_with(path) && (self.is_state)(name))
-            .map(Path::to_owned)
-            .collect();
-        let any = !state.is_empty();
-        self.changed.extend(state);
-        any
-    }
-
-    fn names_state(&self, path: &Path) -> bool {
-        (self.is_state)(path) || self.files.names_of(path).any(|name| (self.is_state)(name))
-    }
-
-    fn moment(&mut self) {
-        self.refresh(Why::Meant);
-    }
-
-    /// Adds a moment if the state differs from the last one.
-    fn refresh(&mut self, why: Why) {
-        if self.changed.is_empty() && why == Why::Closed {
-            return;
-        }
-        let mut states = self.moments.last().map(|m| m.states.clone()).unwrap_or_default();
-        let links = self.files.symlinks().filter(|path| (self.is_state)(path)).map(Path::to_owned);
-        let changed: BTreeSet<_> =
-            std::mem::take(&mut self.changed).into_iter().chain(links).collect();
-        for path in changed {
-            match self.files.bytes(&path) {
-                Some(bytes) if states.get(&path).is_some_and(|old| old.bytes == bytes) => {}
-                Some(bytes) => {
-                    let reference = Reference { bytes: bytes.to_vec(), template: None };
-                    states.insert(path, Arc::new(reference));
-                }
-                None => {
-                    states.remove(&path);
-                }
-            }
-        }
-        let last = self.moments.last_mut();
-        let deliberate = match why {
-            Why::Closed => false,
-            Why::Meant => true,
-            // A file that is moved away to make room for the next one is soon there again.
-            Why::Renamed => {
-                let before = last.as_ref().map(|last| last.states.keys());
-                before.into_iter().flatten().all(|path| states.contains_key(path))
-            }
-        };
-        match last {
-            Some(last) if last.states == states => last.deliberate |= deliberate,
-            _ => self.moments.push(Moment { states, deliberate, done: self.done }),
-        }
-    }
-
-    /// Drops the moments that are no versions.
-    fn finish(self) -> History {
-        let json: BTreeSet<PathBuf> = self
-            .moments
-            .last()
-            .map(|last| &last.states)
-            .into_iter()
-            .flatten()
-            .filter(|(_, r)| is_json(&r.bytes))
-            .map(|(path, _)| path.clone())
-            .collect();
-        let last = self.moments.len() - 1;
-        let whole = |moment: &Moment| {
-            moment.states.iter().all(|(path, r)| !json.contains(path) || is_json(&r.bytes))
-        };
-        let mut kept: Vec<bool> = Vec::new();
-        let mut before: Option<&Moment> = None;
-        for (n, moment) in self.moments.iter().enumerate() {
-            // A file that is away for a moment, or not whole, makes no version of it by accident.
-            let gone = before.is_some_and(|before| {
-                before.states.keys().any(|path| !moment.states.contains_key(path))
-            });
-            let meant = moment.deliberate || (!json.is_empty() && !gone);
-            let keep = n == 0 || n == last || (whole(moment) && meant);
-            if keep {
-                before = Some(moment);
-            }
-            kept.push(keep);
-        }
-        // An ack of a moment that is no version stands for the version before it.
-        let place: Vec<usize> = kept
-            .iter()
-            .scan(0, |count, kept| {
-                *count += usize::from(*kept);
-                Some(*count - 1)
-            })
-            .collect();
-        let owed: Vec<usize> =
-            std::iter::once(0).chain(self.acked.iter().map(|moment| place[*moment])).collect();
-        let moments: Vec<_> =
-            self.moments.into_iter().zip(kept).filter_map(|(m, kept)| kept.then_some(m)).collect();
-        let since = moments.iter().map(|moment| moment.done).collect();
-        let versions: Vec<_> = moments.into_iter().map(|moment| moment.states).collect();
-        let owed = if owed.len() == versions.len() {
-            // As many acks as saves: the nth promises the nth, even if it came too early, or too
-            // late because its line waited in a buffer.
-            (0..owed.len()).collect()
-        } else {
-            owed
-        };
-        History {
-            versions,
-            owed,
-            said: HashMap::new(),
-            run_acks: None,
-            since,
-            repeats: Repeats::Exactly,
-            order: Order::Fixed,
-            after_failure: AfterFailure::MayDiffer,
-        }
-    }
 }
 
 /// Which ack says what, if each of `acks` says something of its own.
@@ -483,7 +277,7 @@ fn said(lines: &[u64], acks: usize) -> HashMap<u64, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::{ByteOffset, Call};
+    use crate::op::{ByteOffset, Call, Effect, Op};
 
     fn op(call: Call, effect: Effect) -> Op {
         Op { call, nth: 1, effect, result: 0 }

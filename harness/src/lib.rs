@@ -21,6 +21,7 @@ pub mod armed;
 pub mod books;
 pub mod describe;
 pub mod history;
+pub mod learner;
 pub mod model;
 pub mod oracle;
 pub mod plan;

@@ -192,6 +192,12 @@ impl Call {
         }
     }
 
+    /// Whether it writes bytes that the program has given it.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::Pwrite | Self::Writev | Self::Pwritev)
+    }
+
     /// The name as the manual has it.
     #[must_use]
     pub fn name(self) -> &'static str {

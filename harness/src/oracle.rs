@@ -188,8 +188,9 @@ fn unsynced(
     let promised = version <= owed;
     // What is on disk may be the version before, whole: then nothing is lost but what has failed.
     let on_disk = outcome.unsynced.get(file).map(|bytes| Content::Bytes(bytes.clone()));
+    let begun = begun_and_left(on_disk.as_ref(), history, file, owed);
     let on_disk = on_disk.and_then(|content| newest_match(Some(&content), history, file));
-    if is_in(file) && on_disk.is_some_and(|on_disk| on_disk >= owed) {
+    if is_in(file) && (begun || on_disk.is_some_and(|on_disk| on_disk >= owed)) {
         Vec::new()
     } else if is_in(file) && promised {
         let what = format!(

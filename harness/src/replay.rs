@@ -96,7 +96,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         return Err(Error::internal("one fault must have one outcome"));
     };
     let mut steps = outcome.steps.clone();
-    if steps.is_empty() && kind != FaultKind::Kill && outcome.fault.is_told() {
+    if steps.is_empty() && outcome.fault.is_told() {
         steps = injector.explain(&kept.trial.fault)?;
     }
     let verdict = oracle::judge(outcome, &prepared.history, &kept.promises);

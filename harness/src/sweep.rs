@@ -97,35 +97,48 @@ enum Lane {
 /// The lanes of one subject.
 #[derive(Clone, Debug)]
 pub struct Sweep {
-    lanes: Vec<(Lane, u32)>,
+    rows: Vec<Row>,
     depth: Depth,
+}
+
+/// A lane, and what is known of it.
+#[derive(Clone, Debug)]
+struct Row {
+    lane: Lane,
+    /// How many of its steps are struck if the subject does what it did when left alone.
+    known: u32,
+    /// Whether it waits until the row before it that does not has been struck.
+    waits: bool,
 }
 
 impl Sweep {
     /// The lanes for a kind of fault, of a subject that does this when it is left alone.
     #[must_use]
     pub fn new(kind: FaultKind, sites: &Sites, reach: &Reach) -> Self {
-        let lanes = match kind {
+        let rows = match kind {
             FaultKind::DiskFull => reach
                 .axes
                 .iter()
-                .map(|axis| (Lane::Full { fs: reach.fs, axis: *axis }, 0))
+                .map(|axis| {
+                    let lane = Lane::Full { fs: reach.fs, axis: *axis };
+                    Row { lane, known: 0, waits: false }
+                })
                 .collect(),
             _ => Family::ALL.iter().flat_map(|family| of_family(*family, sites)).collect(),
         };
-        Self { lanes, depth: reach.depth }
+        Self { rows, depth: reach.depth }
     }
 
     /// How many lanes there are.
     #[must_use]
     pub fn lanes(&self) -> u32 {
-        u32::try_from(self.lanes.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.rows.len()).unwrap_or(u32::MAX)
     }
 
     /// How many steps of a lane are struck if the subject does what it did when left alone.
     #[must_use]
     pub fn known(&self, lane: u32) -> u32 {
-        self.lanes.get(lane as usize).map_or(0, |(_, known)| *known)
+        self.rows.get(lane as usize).map_or(0, |row| row.known)
     }
 
     /// Whether a step of a lane that was struck opens a lane below it.
@@ -133,13 +146,26 @@ impl Sweep {
     pub fn goes_deeper(&self, lane: u32) -> bool {
         let lasting = |lane: &Lane| matches!(lane, Lane::Failing { repeat: Repeat::Sticky, .. });
         self.depth == Depth::Two
-            && self.lanes.get(lane as usize).is_some_and(|(lane, _)| !lasting(lane))
+            && self.rows.get(lane as usize).is_some_and(|row| !lasting(&row.lane))
+    }
+
+    /// Whether a lane waits until another one is struck.
+    #[must_use]
+    pub fn waits(&self, lane: u32) -> bool {
+        self.rows.get(lane as usize).is_some_and(|row| row.waits)
+    }
+
+    /// The lanes that wait for this one.
+    pub fn wakes(&self, lane: u32) -> impl Iterator<Item = u32> + use<> {
+        let waiting = (lane + 1..self.lanes()).take_while(|next| self.waits(*next)).count();
+        let count = if self.waits(lane) { 0 } else { u32::try_from(waiting).unwrap_or(0) };
+        lane + 1..lane + 1 + count
     }
 
     /// The fault of a trial.
     #[must_use]
     pub fn fault(&self, number: Number) -> Option<Fault> {
-        let (lane, _) = self.lanes.get(number.lane as usize)?;
+        let Row { lane, .. } = self.rows.get(number.lane as usize)?;
         if number.step == 0 {
             return None;
         }
@@ -166,8 +192,9 @@ impl Sweep {
     }
 }
 
-/// The lanes of one family. If the subject makes no such call, one lane is enough to see that.
-fn of_family(family: Family, sites: &Sites) -> Vec<(Lane, u32)> {
+/// The lanes of one family. If the subject makes no such call when it is left alone, one lane sees
+/// whether it ever does, and the others wait for it.
+fn of_family(family: Family, sites: &Sites) -> Vec<Row> {
     let shown = |site: &crate::plan::Site| Shown {
         creates: site.creates,
         one_file: !site.path.is_empty() || site.call.family() != Family::Sync,
@@ -184,8 +211,8 @@ fn of_family(family: Family, sites: &Sites) -> Vec<(Lane, u32)> {
         let repeats = std::iter::once(Repeat::Once).chain(sticky);
         repeats.map(|repeat| (Lane::Failing { family, way: *way, repeat }, of(*way)))
     });
-    let wanted = if there { usize::MAX } else { 1 };
-    lanes.take(wanted).collect()
+    let row = |(n, (lane, known))| Row { lane, known, waits: !there && n > 0 };
+    lanes.enumerate().map(row).collect()
 }
 
 /// Up to here each block is a step.
@@ -196,7 +223,7 @@ pub const EXACT: u64 = 1024;
 #[must_use]
 pub fn free_at(step: u32) -> u64 {
     let index = u64::from(step.saturating_sub(1));
-    (EXACT..index).fold(index.min(EXACT), |free, _| free + free / 20)
+    (EXACT..index).fold(index.min(EXACT), |free: u64, _| free.saturating_add(free / 20))
 }
 
 #[cfg(test)]
@@ -237,7 +264,7 @@ mod tests {
         let sweep = sweep(Depth::One);
         let count = |family: Family| {
             let is = |lane: &Lane| matches!(lane, Lane::Failing { family: f, .. } if *f == family);
-            sweep.lanes.iter().filter(|(lane, _)| is(lane)).count()
+            sweep.rows.iter().filter(|row| is(&row.lane) && !row.waits).count()
         };
         assert_eq!((count(Family::Open), count(Family::Fsync), count(Family::Map)), (10, 1, 0));
         // EINTR, EAGAIN and two of the short writes do not last.
@@ -245,11 +272,22 @@ mod tests {
     }
 
     #[test]
+    fn the_other_lanes_of_an_absent_family_wait_for_its_first() {
+        let sweep = sweep(Depth::One);
+        let is = |lane: &Lane| matches!(lane, Lane::Failing { family: Family::Fsync, .. });
+        let first = sweep.rows.iter().position(|row| is(&row.lane)).unwrap() as u32;
+        let all = sweep.rows.iter().filter(|row| is(&row.lane)).count();
+        assert_eq!(sweep.wakes(first).count(), all - 1);
+        assert_eq!(sweep.wakes(first + 1).count(), 0);
+        assert_eq!(sweep.wakes(0).count(), 0);
+    }
+
+    #[test]
     fn only_calls_that_can_fail_so_are_known_places() {
         let sweep = sweep(Depth::One);
         let known = |way: Way| {
             let of = |lane: &Lane| matches!(lane, Lane::Failing { way: w, family: Family::Write, .. } if *w == way);
-            sweep.lanes.iter().find(|(lane, _)| of(lane)).map(|(_, known)| *known)
+            sweep.rows.iter().find(|row| of(&row.lane)).map(|row| row.known)
         };
         assert_eq!(known(Way::NotMade(Errno::Eio)), Some(2));
         assert_eq!(known(Way::Short(crate::errno::Keep::One)), Some(1));

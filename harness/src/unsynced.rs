@@ -4,6 +4,7 @@
 //! they are not on disk, and no later fsync writes them (`fs/ext4`, `fs/xfs`; btrfs even goes back
 //! to the old bytes). Only writing to them again makes them dirty again. A program that retries
 //! the fsync, hears that all is well and acknowledges has lost the data at the next power cut.
+//! (Sources: `fs/ext4/page-io.c`, `mm/filemap.c`; "PostgreSQL's fsync() surprise", LWN 752063.)
 //!
 //! So a file has dirty pages and lost ones. A write makes its pages dirty, an fsync that succeeds
 //! makes the dirty ones clean, one that fails makes them lost. A lost page does no harm if it holds
@@ -12,6 +13,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::armed::Action;
+use crate::op::{Call, Effect};
 use crate::plan::PAGE_BYTES;
 
 /// A file, whatever its name. Inode numbers are given again; birth times tell two files apart.
@@ -35,6 +38,13 @@ struct Pages {
     synced: Vec<u8>,
 }
 
+impl Pages {
+    /// What was dirty is lost.
+    fn lose(&mut self) {
+        self.lost.append(&mut self.dirty);
+    }
+}
+
 /// The pages of all files that a subject has written.
 #[derive(Clone, Debug, Default)]
 pub struct Unsynced {
@@ -44,7 +54,61 @@ pub struct Unsynced {
 /// The page that stands for the names in a directory.
 const NAMES: u64 = 0;
 
+/// A call that has returned.
+pub struct Made<'a> {
+    /// Its kind.
+    pub call: Call,
+    /// What it was to do.
+    pub effect: &'a Effect,
+    /// What it returned.
+    pub result: i64,
+    /// What the trial did to it.
+    pub action: Action,
+    /// Whether what it writes is on disk when it returns (`O_SYNC`, `O_DSYNC`).
+    pub synchronous: bool,
+}
+
+/// A file that a call was about.
+pub struct About<'a> {
+    /// The file; for a change of names the directory that has them.
+    pub file: FileKey,
+    /// Its bytes.
+    pub content: &'a dyn Fn() -> Vec<u8>,
+}
+
 impl Unsynced {
+    /// Follows a call.
+    pub fn called(&mut self, made: &Made<'_>, about: &About<'_>) {
+        let (file, done) = (about.file, made.result >= 0);
+        match made.effect {
+            Effect::Write { offset, .. } if made.result > 0 => {
+                self.write(file, offset.0, made.result.cast_unsigned());
+                if made.synchronous {
+                    self.synced(file, about.content);
+                }
+            }
+            Effect::Open { truncate: true, .. } if done => self.truncate(file, 0),
+            Effect::Truncate { length, .. } if done => self.truncate(file, length.0),
+            Effect::Rename { .. } | Effect::Link { .. } | Effect::Unlink { .. } if done => {
+                self.files.entry(file).or_default().dirty.insert(NAMES);
+            }
+            // sync_file_range promises nothing.
+            Effect::Sync { .. } if made.call != Call::SyncFileRange => {
+                let reached = done || matches!(made.action, Action::FailAfter(_));
+                match (reached, made.call) {
+                    // syncfs writes out all files.
+                    (true, Call::Sync) => self.files.values_mut().for_each(|pages| {
+                        pages.dirty.clear();
+                    }),
+                    (true, _) => self.synced(file, about.content),
+                    (false, Call::Sync) => self.files.values_mut().for_each(Pages::lose),
+                    (false, _) => self.failed(file),
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// A file is met that may have been there before: what it holds is on disk.
     pub fn meet(&mut self, file: FileKey, content: impl FnOnce() -> Vec<u8>) {
         self.files.entry(file).or_insert_with(|| Pages { synced: content(), ..Pages::default() });
@@ -84,11 +148,7 @@ impl Unsynced {
 
     /// An fsync of it fails, and nothing has reached the disk.
     pub fn failed(&mut self, file: FileKey) {
-        let pages = self.files.entry(file).or_default();
-        if file.directory {
-            pages.lost.insert(NAMES);
-        }
-        pages.lost.append(&mut pages.dirty);
+        self.files.entry(file).or_default().lose();
     }
 
     /// Whether some of it, which holds these bytes, is in memory only and will stay there.
@@ -135,6 +195,7 @@ fn same_page(page: u64, content: &[u8], synced: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errno::Errno;
 
     const FILE: FileKey = FileKey { device: 1, inode: 2, born_ns: 3, directory: false };
 
@@ -197,9 +258,24 @@ mod tests {
     fn names_are_durable_after_a_later_sync() {
         let directory = FileKey { directory: true, ..FILE };
         let mut unsynced = Unsynced::default();
-        unsynced.failed(directory);
+        let rename = Effect::Rename { from: "t".into(), to: "s".into(), exchange: false };
+        let made = |call, effect, result, action| Made {
+            call,
+            effect,
+            result,
+            action,
+            synchronous: false,
+        };
+        let about = About { file: directory, content: &Vec::new };
+        let sync = Effect::Sync { path: "".into() };
+        let eio = (-i64::from(libc::EIO), Action::Fail(Errno::Eio));
+        // No name has changed: nothing can be lost.
+        unsynced.called(&made(Call::Fsync, &sync, eio.0, eio.1), &about);
+        assert!(!unsynced.is_lost(directory, Vec::new));
+        unsynced.called(&made(Call::Rename, &rename, 0, Action::Pass), &about);
+        unsynced.called(&made(Call::Fsync, &sync, eio.0, eio.1), &about);
         assert!(unsynced.is_lost(directory, Vec::new));
-        unsynced.synced(directory, Vec::new);
+        unsynced.called(&made(Call::Fsync, &sync, 0, Action::Pass), &about);
         assert!(!unsynced.is_lost(directory, Vec::new));
     }
 }

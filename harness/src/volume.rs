@@ -14,6 +14,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::{Statvfs, statvfs};
 
 use crate::error::{Context, Error, Result};
+use crate::fault::Injection;
 use crate::file_system::{Axis, FileSystem};
 use crate::os::mount::{self, Again, LoopDevice};
 use crate::os::quota;
@@ -22,9 +23,18 @@ use crate::sweep::Reach;
 /// What a step takes or gives: a page, and a block of most file systems.
 pub const BLOCK_BYTES: u64 = 4096;
 /// How many inodes a small disk has.
-const INODES: u64 = 1024;
+const INODES: u64 = 4096;
 /// How many are free between two points on a disk where each must be taken by a file.
 const INODES_FREE: u64 = 128;
+
+/// How far a disk was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// As was asked for.
+    ToThat,
+    /// Not at all: it has no more free than was to be left.
+    NotAtAll,
+}
 
 /// How large a disk is on which a subject can run that writes so many bytes in one run: the usual
 /// size, or as much more as that takes.
@@ -117,24 +127,52 @@ impl Volume {
         statvfs(&self.root).context("ask how much space is free")
     }
 
-    /// Leaves so many blocks or inodes free.
-    pub fn fill(&self, axis: Axis, free: u64) -> Result<()> {
+    /// Leaves so many blocks or inodes free, if there are as many.
+    pub fn fill(&self, axis: Axis, free: u64) -> Result<Filled> {
         let what = || format!("leave {free} {} free on {}", axis.unit(), self.kind);
+        let usage = self.usage()?;
+        let there = match axis {
+            Axis::Inodes => usage.files_free(),
+            Axis::Space | Axis::Quota => self.free_blocks().with_context(what)?,
+        };
+        if free >= there {
+            return Ok(Filled::NotAtAll);
+        }
+        self.leave(axis, free, &usage).with_context(what)?;
+        Ok(Filled::ToThat)
+    }
+
+    fn leave(&self, axis: Axis, free: u64, usage: &Statvfs) -> io::Result<()> {
+        if axis != Axis::Inodes {
+            // They are taken for points of the other axis only.
+            self.give_inodes(0)?;
+        }
         match (self.kind, axis) {
             (FileSystem::Tmpfs, Axis::Space) => {
-                let usage = self.usage()?;
                 let used = usage.blocks() - usage.blocks_free();
-                self.limit(&format!("nr_blocks={}", used + free)).with_context(what)
+                self.limit(&format!("nr_blocks={}", used + free))
             }
             (FileSystem::Tmpfs, Axis::Inodes) => {
-                let usage = self.usage()?;
                 let used = usage.files() - usage.files_free();
-                self.limit(&format!("nr_inodes={}", used + free)).with_context(what)
+                self.limit(&format!("nr_inodes={}", used + free))
             }
-            (_, Axis::Space) => self.take_blocks(free).with_context(what),
-            (_, Axis::Inodes) => self.take_inodes(free).with_context(what),
-            (_, Axis::Quota) => self.allow(Some(free)).with_context(what),
+            (_, Axis::Space) => self.take_blocks(free),
+            (_, Axis::Inodes) => self.take_inodes(free),
+            (_, Axis::Quota) => self.allow(Some(free)),
         }
+    }
+
+    /// A program that fails with all the space that there is fails because of something else.
+    pub fn too_small(&self, name: &str, outcome: &Injection) -> Error {
+        let (kind, size) = (self.kind, self.blocks * BLOCK_BYTES);
+        let met = match outcome {
+            Injection::At(struck) | Injection::Both(struck, _) => struck.to_string(),
+            Injection::NotReached => "nothing".to_owned(),
+        };
+        Error::baseline(format!(
+            "`{name}` fails on {kind} of {size} bytes and {INODES} inodes with all of them free: {met}"
+        ))
+        .help("give more with --fs-size, or use another --fs")
     }
 
     /// Sets what the quota allows, in blocks; `None` for all there is.
@@ -162,6 +200,7 @@ impl Volume {
         let what = || format!("free the space of {}", self.kind);
         if self.kind == FileSystem::Tmpfs {
             let options = format!("nr_blocks={},nr_inodes={INODES}", self.blocks);
+            // No subject can have taken more than was left to it, and that was no more than this.
             return self.limit(&options).with_context(what);
         }
         if self.quota {
@@ -172,14 +211,15 @@ impl Volume {
             // What was freed can be used after the next commit only, and is not waited for.
             self.settle();
         }
+        let taken = self.inodes.borrow().len() as u64;
+        self.give_inodes(taken.saturating_sub(INODES_FREE)).with_context(what)
+    }
+
+    /// Removes the files that take inodes, but for so many of them.
+    fn give_inodes(&self, kept: u64) -> io::Result<()> {
         let mut inodes = self.inodes.borrow_mut();
-        if !inodes.is_empty() {
-            let kept = inodes.len().saturating_sub(usize::try_from(INODES_FREE).unwrap_or(0));
-            for path in inodes.drain(kept..) {
-                fs::remove_file(path).with_context(what)?;
-            }
-        }
-        Ok(())
+        let kept = usize::try_from(kept).unwrap_or(usize::MAX).min(inodes.len());
+        inodes.drain(kept..).try_for_each(fs::remove_file)
     }
 
     /// Has all written out, so that what is used can be asked.
@@ -321,7 +361,7 @@ fn tool(kind: FileSystem) -> (&'static str, &'static [&'static str]) {
                 "-b",
                 "4096",
                 "-N",
-                "1024",
+                "4096",
                 "-E",
                 "lazy_itable_init=0,lazy_journal_init=0",
             ],

@@ -19,7 +19,7 @@ use crashtest::prepare;
 use crashtest::record::Record;
 use crashtest::subject::{Command, Prepared, Subject};
 use crashtest::sweep::{Depth, Reach, Sweep};
-use crashtest::verdict::Verdict;
+use crashtest::verdict::{Verdict, Why};
 
 fn prepared(subject: &Subject, lab: &Lab, depth: Depth) -> Prepared {
     let reach = Reach { depth, ..Reach::default() };
@@ -39,7 +39,11 @@ fn sweep(
         for n in range.numbers() {
             let fault = sweep.fault(crashtest::sweep::Number::from_kept(n)).unwrap();
             let outcome = injector.inject(std::slice::from_ref(&fault)).unwrap().remove(0);
-            agenda.heard(&Record::new(n, 0, &outcome, &Verdict::Pass));
+            let verdict = match outcome.injection.struck() {
+                true => Verdict::Pass,
+                false => Verdict::Inconclusive(Why::NotReached),
+            };
+            agenda.heard(&Record::new(n, 0, &outcome, &verdict));
             if outcome.injection.struck() {
                 struck += 1;
                 each(injector, &fault, &outcome);

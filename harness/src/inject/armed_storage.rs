@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 use super::striker::{bytes, key};
 use crate::armed::{Action, Armed, Then};
 use crate::errno::Shown;
-use crate::fault::{Fault, Point, Struck};
+use crate::fault::{Fault, Struck};
 use crate::op::{ByteOffset, Call, Effect};
 use crate::os::process::kill_self;
 use crate::outcome::Step;
 use crate::steps::{self, Steps};
-use crate::unsynced::Unsynced;
+use crate::unsynced::{About, Made, Unsynced};
 
 /// What a child says through its pipe, a byte each.
 pub const ACK: u8 = b'A';
@@ -53,8 +53,6 @@ pub struct ArmedStorage<'a> {
 /// What a child writes down.
 #[derive(Default)]
 struct Notes {
-    first: Option<Struck>,
-    second: Option<Struck>,
     steps: Steps,
     unsynced: Unsynced,
     /// Path and position of each open file.
@@ -85,7 +83,8 @@ impl<'a> ArmedStorage<'a> {
         let effect = self.notes.as_ref().map(effect);
         let creates = matches!(effect, Some(Effect::Open { create: true, .. }) | None);
         let shown = Shown { creates, ..Shown::plain(call, length) };
-        let action = self.armed.decide(&shown);
+        let path = || effect.as_ref().map(steps::shown_path).unwrap_or_default();
+        let action = self.armed.decide(&shown, path);
         let done = match action {
             Action::Pass => run(&mut self.disk, length),
             Action::KillBefore => self.strike(call, effect.as_ref()),
@@ -110,16 +109,18 @@ impl<'a> ArmedStorage<'a> {
                 Ok(done) => i64::try_from(count(done)).unwrap_or(i64::MAX),
                 Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
             };
-            let full = self.armed.returned(&shown, result);
-            notes.note(&shown, &effect, result, action, full || action != Action::Pass);
+            self.armed.returned(&shown, result, || steps::shown_path(&effect));
+            if self.armed.met().first.is_some() {
+                let what = steps::call(shown.call, &effect, shown.length);
+                notes.steps.called(what, Some(result), action != Action::Pass);
+            }
+            notes.track(shown.call, &effect, result, action);
         }
         done
     }
 
     fn strike(&mut self, call: Call, effect: Option<&Effect>) -> ! {
         if let (Some(notes), Some(effect)) = (&mut self.notes, effect) {
-            let path = steps::shown_path(effect);
-            notes.second = Some(Struck::Call { call, path, point: Point::Before });
             notes.steps.called(steps::call(call, effect, 0), None, false);
             notes.steps.push(Step::Said("(killed here)".to_owned()));
         }
@@ -139,8 +140,8 @@ impl<'a> ArmedStorage<'a> {
         let unsynced = names.into_iter().filter(|(path, _)| lost(path));
         let account = Account {
             unsynced: unsynced.map(|(_, name)| PathBuf::from(name)).collect(),
-            first: notes.first,
-            second: notes.second,
+            first: self.armed.met().first.clone(),
+            second: self.armed.met().second.clone(),
             steps: notes.steps.finish(),
         };
         if self.armed.has_struck() {
@@ -166,45 +167,16 @@ impl Notes {
         self.open[file.0] = (plain(path), 0);
     }
 
-    /// Writes down a call that has returned; `fails` says whether the trial made it fail, or the
-    /// disk is full.
-    fn note(&mut self, shown: &Shown, effect: &Effect, result: i64, action: Action, fails: bool) {
-        let struck = || {
-            let path = steps::shown_path(effect);
-            Struck::Failed { call: shown.call, path, result }
-        };
-        match (fails, &self.first) {
-            (true, None) => self.first = Some(struck()),
-            (true, Some(_)) if action != Action::Pass => self.second = Some(struck()),
-            _ => {}
-        }
-        if self.first.is_some() {
-            let what = steps::call(shown.call, effect, shown.length);
-            self.steps.called(what, Some(result), action != Action::Pass);
-        }
-        self.track(effect, result, action);
-    }
-
     /// Follows what is on disk.
-    fn track(&mut self, effect: &Effect, result: i64, action: Action) {
-        let path = effect.path();
-        let place = if path.as_os_str().is_empty() { Path::new(HERE) } else { path };
-        let Some(file) = key(place) else { return };
-        match (effect, action) {
-            (Effect::Write { offset, .. }, _) if result > 0 => {
-                self.unsynced.write(file, offset.0, result.cast_unsigned());
-            }
-            (Effect::Open { truncate: true, .. }, _) if result >= 0 => {
-                self.unsynced.truncate(file, 0);
-            }
-            (Effect::Truncate { length, .. }, _) if result >= 0 => {
-                self.unsynced.truncate(file, length.0);
-            }
-            (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_)) => {
-                self.unsynced.synced(file, || bytes(place));
-            }
-            (Effect::Sync { .. }, _) => self.unsynced.failed(file),
-            _ => {}
+    fn track(&mut self, call: Call, effect: &Effect, result: i64, action: Action) {
+        let path = match effect {
+            Effect::Rename { .. } | Effect::Unlink { .. } => Path::new(HERE),
+            other if other.path().as_os_str().is_empty() => Path::new(HERE),
+            other => other.path(),
+        };
+        if let Some(file) = key(path) {
+            let made = Made { call, effect, result, action, synchronous: false };
+            self.unsynced.called(&made, &About { file, content: &|| bytes(path) });
         }
     }
 }

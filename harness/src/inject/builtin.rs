@@ -18,7 +18,7 @@ use crate::lab;
 use crate::outcome::{Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::plan::Sites;
 use crate::subject::BuiltIn;
-use crate::volume::Volume;
+use crate::volume::{Filled, Volume};
 
 /// Does the trials of one built-in strategy in one room.
 pub struct BuiltInInjector<'a> {
@@ -126,12 +126,21 @@ impl Injector for BuiltInInjector<'_> {
             slot.reset(self.subject)
                 .context(format_args!("prepare {}", slot.directory.display()))?;
         }
+        let mut filled = Filled::ToThat;
         if let (Some(volume), [Fault::DiskFull(full)]) = (&self.volume, faults) {
-            volume.fill(full.axis, full.free)?;
+            filled = volume.fill(full.axis, full.free)?;
         }
         let done = self.hand.strike(faults)?;
         let trials = faults.iter().zip(done).enumerate();
-        trials.map(|(index, (fault, done))| self.outcome(index, fault, done)).collect()
+        let outcomes: Vec<_> = trials
+            .map(|(index, (fault, done))| self.outcome(index, fault, done))
+            .collect::<Result<_>>()?;
+        match (&self.volume, &outcomes[..]) {
+            (Some(volume), [one]) if filled == Filled::NotAtAll && one.injection.struck() => {
+                Err(volume.too_small(self.subject.strategy.name(), &one.injection))
+            }
+            _ => Ok(outcomes),
+        }
     }
 
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {

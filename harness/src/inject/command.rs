@@ -17,7 +17,7 @@ use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::subject::{Learned, Prepared};
-use crate::volume::Volume;
+use crate::volume::{Filled, Volume};
 
 /// Does the trials of one program in one room.
 pub struct CommandInjector<'a> {
@@ -96,6 +96,11 @@ impl<'a> CommandInjector<'a> {
         {
             // It may have asked how much space there is, and left it at that.
             injection = Injection::At(Struck::Unseen);
+        }
+        if let (Filled::NotAtAll, true, Some(volume)) =
+            (striker.filled, injection.struck(), &self.volume)
+        {
+            return Err(volume.too_small(&self.learned.command.argv.join(" "), &injection));
         }
         let unsynced = striker.unsynced(&survivor);
         Ok(Struckdown { injection, exit, survivor, unsynced, steps: striker.steps() })

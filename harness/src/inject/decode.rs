@@ -26,6 +26,8 @@ pub struct Asked {
     pub file: Option<i32>,
     /// Whether it is not to wait.
     pub nonblocking: bool,
+    /// Whether what it writes is on disk when it returns.
+    pub synchronous: bool,
 }
 
 impl Asked {
@@ -115,6 +117,8 @@ pub fn decode(
         let nowait = matches!(number, libc::SYS_pwritev2 if arguments[5] & RWF_NOWAIT != 0);
         let flags = asked.file.map_or(0, |file| decoder.file_info(file).1);
         asked.nonblocking = nowait || flags & libc::O_NONBLOCK != 0;
+        // O_SYNC has the bit of O_DSYNC, too.
+        asked.synchronous = flags & libc::O_DSYNC != 0;
     }
     Ok(asked)
 }
@@ -283,7 +287,15 @@ impl Decoder<'_> {
         });
         let effect = Effect::Write { path, offset, data: Vec::new() };
         let file = Some(fd_number(file));
-        Ok(Some(Asked { call, effect, length, bytes, file, nonblocking: false }))
+        Ok(Some(Asked {
+            call,
+            effect,
+            length,
+            bytes,
+            file,
+            nonblocking: false,
+            synchronous: false,
+        }))
     }
 
     fn truncate(&self, path: PathBuf, length: u64) -> Result<Option<Asked>> {
@@ -463,7 +475,15 @@ impl Decoder<'_> {
 }
 
 fn plain(call: Call, effect: Effect) -> Asked {
-    Asked { call, effect, length: 0, bytes: Bytes::None, file: None, nonblocking: false }
+    Asked {
+        call,
+        effect,
+        length: 0,
+        bytes: Bytes::None,
+        file: None,
+        nonblocking: false,
+        synchronous: false,
+    }
 }
 
 impl Asked {

@@ -10,23 +10,20 @@ use super::decode::{Asked, Detail, Scope};
 use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::{Action, Armed, Follows};
-use crate::errno::{Errno, Shown, Way};
+use crate::errno::{Errno, Way};
 use crate::error::Result;
-use crate::fault::{DiskFull, Fault, FaultKind, Injection, Point, Struck};
-use crate::op::{ByteOffset, Call, Effect, Family};
+use crate::fault::{DiskFull, Fault, FaultKind, Injection};
+use crate::op::{Effect, Family};
 use crate::os::ptrace::Stopped;
 use crate::outcome::{Step, Survivor};
 use crate::steps::{self, Steps};
-use crate::unsynced::{FileKey, Unsynced};
-use crate::volume::Volume;
+use crate::unsynced::{About, FileKey, Made, Unsynced};
+use crate::volume::{Filled, Volume};
 
 /// Strikes where it is armed.
 pub struct Striker<'a> {
     scope: &'a Scope,
     armed: Armed,
-    kind: FaultKind,
-    first: Option<Struck>,
-    second: Option<Struck>,
     /// What is written down, if anything is.
     steps: Option<Steps>,
     unsynced: Option<Unsynced>,
@@ -36,6 +33,8 @@ pub struct Striker<'a> {
     until: Option<(AckCounter, u64)>,
     /// The disk that runs full, and how.
     disk: Option<(&'a Volume, DiskFull)>,
+    /// How far it was filled.
+    pub filled: Filled,
 }
 
 impl<'a> Striker<'a> {
@@ -63,9 +62,6 @@ impl<'a> Striker<'a> {
         Self {
             scope,
             armed,
-            kind: fault.kind(),
-            first: None,
-            second: None,
             steps: narrate.then(Steps::default),
             unsynced: loses.then(Unsynced::default),
             detail,
@@ -75,6 +71,7 @@ impl<'a> Striker<'a> {
                 (Some(volume), Fault::DiskFull(full)) => Some((volume, full.clone())),
                 _ => None,
             },
+            filled: Filled::ToThat,
         }
     }
 
@@ -94,13 +91,8 @@ impl<'a> Striker<'a> {
 
     /// What the fault met.
     #[must_use]
-    pub fn injection(&mut self) -> Injection {
-        match (self.first.take(), self.second.take()) {
-            _ if !self.armed.has_struck() => Injection::NotReached,
-            (Some(first), None) => Injection::At(first),
-            (Some(first), Some(second)) => Injection::Both(first, second),
-            (None, _) => Injection::NotReached,
-        }
+    pub fn injection(&self) -> Injection {
+        self.armed.injection()
     }
 
     /// What the subject did.
@@ -116,7 +108,9 @@ impl<'a> Striker<'a> {
         let Some(unsynced) = &self.unsynced else { return found };
         for path in survivor.files.keys() {
             let directory = path.parent().unwrap_or(Path::new(""));
-            for path in [path.as_path(), directory] {
+            // What a sandbox redirects has another place here.
+            let inside = path.is_relative().then_some([path.as_path(), directory]);
+            for path in inside.into_iter().flatten() {
                 let place = self.scope.root.join(path);
                 let Some(file) = key(&place) else { continue };
                 if unsynced.is_lost(file, || bytes(&place)) {
@@ -127,59 +121,44 @@ impl<'a> Striker<'a> {
         found
     }
 
-    fn strike(&mut self, asked: &Asked, action: Action) {
-        let path = steps::shown_path(&asked.effect);
-        let call = asked.call;
-        let at = |point, path| Struck::Call { call, path, point };
-        let struck = match (action, self.kind) {
-            (Action::Pass, _) => return,
-            (Action::KillBefore, _) => at(Point::Before, path),
-            (Action::KillAfter, _) => at(Point::After, path),
-            (Action::Cut { keep, .. }, FaultKind::Errno) => {
-                Struck::Failed { call, path, result: i64::try_from(keep).unwrap_or(i64::MAX) }
+    /// Where the file is that a call is about, as we can open it; for a change of names, the
+    /// directory that has them.
+    fn place(&self, asked: &Asked, thread: &Stopped) -> Option<PathBuf> {
+        let named = |path: &Path| path.is_relative().then(|| self.scope.root.join(path));
+        match (asked.file, &asked.effect) {
+            (Some(file), _) => Some(PathBuf::from(format!("/proc/{}/fd/{file}", thread.tid()))),
+            (None, Effect::Rename { .. } | Effect::Link { .. } | Effect::Unlink { .. }) => {
+                named(asked.effect.path().parent().unwrap_or(Path::new("")))
             }
-            (Action::Cut { keep, .. }, _) => at(Point::Inside(ByteOffset(keep as u64)), path),
-            (Action::Fail(errno) | Action::FailAfter(errno), _) => {
-                Struck::Failed { call, path, result: -i64::from(errno.number()) }
-            }
-        };
-        if self.first.is_none() {
-            self.first = Some(struck);
-        } else if self.armed.has_struck() && self.second.is_none() && !self.only_repeats() {
-            self.second = Some(struck);
+            (None, effect) => named(effect.path()),
         }
     }
 
-    /// Whether all that comes after the first strike is the same again.
-    fn only_repeats(&self) -> bool {
-        matches!(self.armed.follows(), Follows::Family(_))
+    /// Takes down what a file holds before it is changed for the first time.
+    fn meet(&mut self, asked: &Asked, thread: &Stopped) {
+        let changes = matches!(asked.effect, Effect::Write { .. } | Effect::Truncate { .. });
+        let place = self.place(asked, thread).filter(|_| changes);
+        if let (Some(place), Some(unsynced)) = (place, &mut self.unsynced)
+            && let Some(file) = key(&place)
+        {
+            unsynced.meet(file, || bytes(&place));
+        }
     }
 
     /// Follows what is on disk.
-    fn track(&mut self, asked: &Asked, shown: &Shown, action: Action, thread: &Stopped) {
-        let Some(unsynced) = &mut self.unsynced else { return };
-        let path = match asked.file {
-            Some(file) => PathBuf::from(format!("/proc/{}/fd/{file}", thread.tid())),
-            None => self.scope.root.join(asked.effect.path()),
-        };
-        let Some(file) = key(&path) else { return };
-        if matches!(asked.effect, Effect::Write { .. } | Effect::Truncate { .. }) {
-            unsynced.meet(file, || bytes(&path));
-        }
-        match (&asked.effect, action) {
-            (Effect::Write { offset, .. }, Action::Pass | Action::Cut { .. }) => {
-                unsynced.write(file, offset.0, shown.length as u64);
-            }
-            (Effect::Open { truncate: true, .. }, Action::Pass) => unsynced.truncate(file, 0),
-            (Effect::Truncate { length, .. }, Action::Pass) => unsynced.truncate(file, length.0),
-            (Effect::Sync { .. }, Action::Fail(_)) => unsynced.failed(file),
-            // sync_file_range promises nothing.
-            (Effect::Sync { .. }, Action::Pass | Action::FailAfter(_))
-                if asked.call != Call::SyncFileRange =>
-            {
-                unsynced.synced(file, || bytes(&path));
-            }
-            _ => {}
+    fn track(&mut self, done: &Done<'_>) {
+        let place = self.place(&done.asked, done.thread);
+        if let (Some(place), Some(unsynced)) = (place, &mut self.unsynced)
+            && let Some(file) = key(&place)
+        {
+            let made = Made {
+                call: done.asked.call,
+                effect: &done.asked.effect,
+                result: done.result,
+                action: done.action,
+                synchronous: done.asked.synchronous,
+            };
+            unsynced.called(&made, &About { file, content: &|| bytes(&place) });
         }
     }
 }
@@ -187,17 +166,15 @@ impl<'a> Striker<'a> {
 impl Watcher for Striker<'_> {
     fn begun(&mut self) -> Result<()> {
         // Not earlier: a sandbox takes space of its own, and it is no part of the program.
-        match &self.disk {
-            Some((volume, full)) => volume.fill(full.axis, full.free),
-            None => Ok(()),
+        if let Some((volume, full)) = &self.disk {
+            self.filled = volume.fill(full.axis, full.free)?;
         }
+        Ok(())
     }
 
     fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action {
-        let shown = asked.shown();
-        let action = self.armed.decide(&shown);
-        self.strike(asked, action);
-        self.track(asked, &shown, action, thread);
+        self.meet(asked, thread);
+        let action = self.armed.decide(&asked.shown(), || steps::shown_path(&asked.effect));
         if action == Action::KillBefore
             && let Some(steps) = &mut self.steps
         {
@@ -208,7 +185,7 @@ impl Watcher for Striker<'_> {
     }
 
     fn wants_results(&self) -> bool {
-        self.steps.is_some()
+        self.steps.is_some() || self.unsynced.is_some()
     }
 
     fn detail(&self) -> Detail {
@@ -216,22 +193,14 @@ impl Watcher for Striker<'_> {
     }
 
     fn done(&mut self, done: Done<'_>) {
-        // The kernel may have taken fewer bytes than it was let.
-        if let Some(Struck::Call { point: Point::Inside(byte), .. }) = &mut self.first
-            && let Ok(count) = u64::try_from(done.result)
-        {
-            *byte = ByteOffset(count.min(byte.0));
-        }
         let asked = &done.asked;
-        if self.armed.returned(&asked.shown(), done.result) && self.first.is_none() {
-            let path = steps::shown_path(&asked.effect);
-            self.first = Some(Struck::Failed { call: asked.call, path, result: done.result });
-        }
-        if self.first.is_some()
+        self.armed.returned(&asked.shown(), done.result, || steps::shown_path(&asked.effect));
+        self.track(&done);
+        if self.armed.met().first.is_some()
             && let Some(steps) = &mut self.steps
         {
             let what = steps::call(asked.call, &asked.effect, asked.length);
-            steps.called(what, Some(done.result), done.injected);
+            steps.called(what, Some(done.result), done.action != Action::Pass);
         }
     }
 
@@ -239,7 +208,7 @@ impl Watcher for Striker<'_> {
         if let Some((counter, _)) = &mut self.until {
             counter.feed(bytes);
         }
-        if self.first.is_some()
+        if self.armed.met().first.is_some()
             && let Some(steps) = &mut self.steps
         {
             steps.said(bytes);

@@ -56,8 +56,8 @@ pub struct Done<'a> {
     pub thread: &'a Stopped,
     /// Its arguments.
     pub arguments: [u64; 6],
-    /// Whether the watcher's action made the result what it is.
-    pub injected: bool,
+    /// What the watcher said is to be done with it.
+    pub action: Action,
 }
 
 /// What a tracer can not follow.
@@ -115,7 +115,7 @@ struct Calling {
     undo: Option<Undo>,
     /// What it returns, whatever it does.
     answer: Option<i64>,
-    injected: bool,
+    action: Action,
 }
 
 /// What follows the return of a call.
@@ -355,14 +355,13 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 }
             }
         };
-        let injected = action != Action::Pass;
-        let calling = Calling { asked: Box::new(asked), arguments, then, undo, answer, injected };
+        let calling = Calling { asked: Box::new(asked), arguments, then, undo, answer, action };
         self.calling.insert(stopped.tid(), calling);
         stopped.resume(Run::ToExit, 0)
     }
 
     fn returned(&mut self, stopped: Stopped) -> ptrace::Result<()> {
-        let Some(Calling { asked, arguments, then, undo, answer, injected }) =
+        let Some(Calling { asked, arguments, then, undo, answer, action }) =
             self.calling.remove(&stopped.tid())
         else {
             return stopped.resume(Run::On, 0);
@@ -375,7 +374,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
         if let Some(answer) = answer {
             stopped.set_result(answer)?;
         }
-        self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments, injected });
+        self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments, action });
         match then {
             After::Kill => {
                 self.end(How::Struck);

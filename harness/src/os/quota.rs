@@ -102,9 +102,9 @@ pub fn make_subvolume(place: &Path, name: &str) -> io::Result<()> {
 
 /// Starts to count what the subvolumes of a btrfs use; `root` is open on it.
 pub fn count_subvolumes(root: &File) -> io::Result<()> {
-    let control = [BTRFS_QUOTA_CTL_ENABLE, 0];
+    let mut control = [BTRFS_QUOTA_CTL_ENABLE, 0];
     // SAFETY: the request takes two numbers of 64 bits, which outlive the call.
-    let done = unsafe { libc::ioctl(root.as_raw_fd(), BTRFS_IOC_QUOTA_CTL, control.as_ptr()) };
+    let done = unsafe { libc::ioctl(root.as_raw_fd(), BTRFS_IOC_QUOTA_CTL, control.as_mut_ptr()) };
     Errno::result(done)?;
     // SAFETY: the request takes no argument.
     let done = unsafe { libc::ioctl(root.as_raw_fd(), BTRFS_IOC_QUOTA_RESCAN_WAIT) };

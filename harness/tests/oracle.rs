@@ -230,7 +230,7 @@ for n in range(1, 4):
 fn an_append_whose_fsync_failed_leaves_the_old_records_on_disk() {
     let script = "\
 import sys
-wr('s.log', b'record 0\\n'); f = os.open('s.log', os.O_RDONLY); os.fsync(f); os.close(f)
+wr('s.log', b'record 0\\n'); f = os.open('s.log', os.O_RDONLY); os.fsync(f); os.close(f); ack(0)
 for n in range(1, 4):
     f = os.open('s.log', os.O_WRONLY | os.O_APPEND)
     os.write(f, b'record %d\\n' % n)

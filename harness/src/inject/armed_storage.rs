@@ -54,7 +54,7 @@ pub struct ArmedStorage<'a> {
 #[derive(Default)]
 struct Notes {
     steps: Steps,
-    unsynced: Unsynced,
+    unsynced: Option<Unsynced>,
     /// Path and position of each open file.
     open: Vec<(PathBuf, u64)>,
 }
@@ -67,7 +67,11 @@ impl<'a> ArmedStorage<'a> {
             disk: Disk::default(),
             armed: Armed::new(fault),
             tell,
-            notes: fault.is_told().then(Notes::default),
+            notes: fault.is_told().then(|| Notes {
+                // On a full disk nothing is lost that the strategy is not told of at once.
+                unsynced: matches!(fault, Fault::Errno(_)).then(Unsynced::default),
+                ..Notes::default()
+            }),
         }
     }
 
@@ -134,7 +138,10 @@ impl<'a> ArmedStorage<'a> {
         let Some(notes) = self.notes.take() else { return };
         let lost = |path: &str| {
             let path = Path::new(path);
-            key(path).is_some_and(|key| notes.unsynced.is_lost(key, || bytes(path)))
+            let unsynced = notes.unsynced.as_ref();
+            unsynced
+                .zip(key(path))
+                .is_some_and(|(unsynced, key)| unsynced.is_lost(key, || bytes(path)))
         };
         let names = [(STATE_FILE, STATE_FILE), (HERE, "")];
         let unsynced = names.into_iter().filter(|(path, _)| lost(path));
@@ -169,6 +176,7 @@ impl Notes {
 
     /// Follows what is on disk.
     fn track(&mut self, call: Call, effect: &Effect, result: i64, action: Action) {
+        let Some(unsynced) = &mut self.unsynced else { return };
         let path = match effect {
             Effect::Rename { .. } | Effect::Unlink { .. } => Path::new(HERE),
             other if other.path().as_os_str().is_empty() => Path::new(HERE),
@@ -176,7 +184,7 @@ impl Notes {
         };
         if let Some(file) = key(path) {
             let made = Made { call, effect, result, action, synchronous: false };
-            self.unsynced.called(&made, &About { file, content: &|| bytes(path) });
+            unsynced.called(&made, &About { file, content: &|| bytes(path) });
         }
     }
 }

@@ -7,6 +7,14 @@ use crashtest::file_system::FileSystem;
 
 const TRIALS: &str = "160";
 
+/// As many trials as it takes to meet every boundary; sweeps end by themselves.
+fn trials(scenario: &str) -> &'static [&'static str] {
+    match scenario {
+        "sigkill" | "shortwrite" => &["--trials", "400"],
+        _ => &[],
+    }
+}
+
 /// The scenarios that this machine can do.
 fn scenarios() -> Vec<&'static str> {
     let mut all = vec!["sigkill", "shortwrite", "errno"];
@@ -18,8 +26,11 @@ fn scenarios() -> Vec<&'static str> {
 fn every_built_in_strategy_does_what_its_scenario_expects() {
     let results = tempfile::tempdir().unwrap();
     for scenario in scenarios() {
-        let (status, report) =
-            report(results.path(), &["--scenario", scenario, "--strategy", "all", "--seed", "1"]);
+        let (status, report) = report(
+            results.path(),
+            &[&["--scenario", scenario, "--strategy", "all", "--seed", "1"], trials(scenario)]
+                .concat(),
+        );
         assert_eq!(status, 0, "{scenario}: {report:#}");
     }
 }
@@ -30,7 +41,7 @@ fn every_bad_built_in_is_caught_by_a_scenario_and_every_good_one_by_none() {
     let mut failed = std::collections::BTreeMap::<String, u64>::new();
     for scenario in scenarios() {
         let arguments = ["--scenario", scenario, "--strategy", "all", "--seed", "2"];
-        let (_, report) = report(results.path(), &arguments);
+        let (_, report) = report(results.path(), &[&arguments, trials(scenario)].concat());
         for row in report["subjects"].as_array().unwrap() {
             let name = row["name"].as_str().unwrap().to_owned();
             let broken = row["tally"]["broken"].as_object().unwrap().len() as u64;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::record::Record;
+use crate::record::{Brief, Record};
 use crate::sweep::{Number, STEPS_MAX, Sweep};
+use crate::verdict::Why;
 
 /// Trials of one subject, one after another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,10 +164,10 @@ enum Heard {
 
 impl Heard {
     fn of(record: &Record) -> Self {
-        match (record.ends_row, record.struck) {
-            (true, _) => Self::NotReached,
-            (false, true) => Self::Struck,
-            (false, false) => Self::Unclear,
+        match (&record.verdict, record.struck) {
+            (Brief::Inconclusive(Why::NotReached), _) => Self::NotReached,
+            (_, true) => Self::Struck,
+            (_, false) => Self::Unclear,
         }
     }
 }
@@ -353,7 +354,6 @@ mod tests {
     use crate::fault::{FaultKind, Nature, Place};
     use crate::file_system::Axis;
     use crate::plan::Sites;
-    use crate::record::Brief;
     use crate::sweep::{Depth, Reach};
 
     fn front(depth: Depth, budget: Option<u64>) -> Agenda {
@@ -369,11 +369,10 @@ mod tests {
             subject: 0,
             at: Place::Moment,
             struck,
-            ends_row: !struck,
             met: None,
             nature: Nature::Natural,
             acks: 0,
-            verdict: Brief::Pass,
+            verdict: if struck { Brief::Pass } else { Brief::Inconclusive(Why::NotReached) },
             leftovers: false,
             evidence: None,
         }

@@ -13,11 +13,9 @@ pub struct Armed {
 
 /// What the parts of a fault have met.
 #[derive(Clone, Debug, Default)]
-pub struct Met {
-    /// The first.
-    pub first: Option<Struck>,
-    /// The second.
-    pub second: Option<Struck>,
+struct Met {
+    first: Option<Struck>,
+    second: Option<Struck>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,10 +122,10 @@ impl Armed {
         }
     }
 
-    /// What has been met so far.
+    /// Whether some of it has struck.
     #[must_use]
-    pub fn met(&self) -> &Met {
-        &self.met
+    pub fn has_begun(&self) -> bool {
+        self.met.first.is_some()
     }
 
     /// What was met, all in all.

@@ -34,10 +34,9 @@ const NAMES_MAX: usize = 10;
 /// What one unbroken run did.
 struct Unbroken {
     trace: Trace,
-    /// And what came after it, of one that does not end by itself.
-    longer: Trace,
-    /// How many acks made the run, of such a one.
-    run_acks: Option<u64>,
+    /// Of one that does not end by itself: what it did until some acks later, and how many acks make
+    /// a run.
+    longer: Option<(Trace, u64)>,
     before: Files,
     after: Survivor,
     unfollowed: BTreeSet<Unfollowed>,
@@ -47,6 +46,13 @@ struct Unbroken {
     /// It did not end by itself, and was ended after its acks.
     serves: bool,
     stragglers: usize,
+}
+
+impl Unbroken {
+    fn acks_in_all(&self) -> u64 {
+        let trace = self.longer.as_ref().map_or(&self.trace, |(longer, _)| longer);
+        trace.acks.len() as u64
+    }
 }
 
 /// Runs a program unbroken and learns from it.
@@ -64,8 +70,9 @@ pub fn learn(
     let mut notes = Vec::new();
     let state = choose_state(name, command, &first, &mut notes)?;
     let second = unbroken(name, command, &mut rooms[1])?;
-    let longest = first.longer.acks.len().min(second.longer.acks.len()) as u64;
-    let history = match (history(&first, &state, longest), history(&second, &state, longest)) {
+    // Of two runs that were ended, as many acks are looked at as both gave.
+    let acks = first.acks_in_all().min(second.acks_in_all());
+    let history = match (history(&first, &state, acks), history(&second, &state, acks)) {
         (Ok(mut one), Ok(again)) => {
             one.confirm(&again);
             if first.writers.max(second.writers) > 1 {
@@ -80,8 +87,7 @@ pub fn learn(
         (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
     };
     note_repeats(&history, &first, &second, &mut notes);
-    let told = matches!(fault, FaultKind::Errno | FaultKind::DiskFull | FaultKind::ShortWrite);
-    if told && history.said.is_empty() && second.trace.acks.len() > 1 {
+    if fault.is_told() && history.said.is_empty() && second.trace.acks.len() > 1 {
         notes.push(
             "its acks do not say which save they are of: if it skips one that failed, the next ack is \
              taken for the one before; let it print a number"
@@ -139,7 +145,7 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
     let limits = command.limits;
     let counter = AckCounter::new(pattern);
     let mut recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
-    let bound = Bound { timeout: limits.timeout(), grace: GRACE, acks: None };
+    let bound = Bound { timeout: limits.timeout(), grace: GRACE };
     let started = Instant::now();
     let ran = runner.traced(&mut recorder, Follows::All, bound)?;
     if signals::interrupted() {
@@ -156,12 +162,14 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         before.insert(path.clone(), Node::File(bytes.clone()));
     }
     let after = runner.survivor(&everything()?)?;
-    let run_acks = serves.then(|| recorder.acks_of_a_run());
-    let longer = recorder.trace;
+    let acks = recorder.acks_of_a_run();
+    let (trace, longer) = match serves {
+        true => (recorder.trace.up_to_ack(acks), Some((recorder.trace, acks))),
+        false => (recorder.trace, None),
+    };
     Ok(Unbroken {
-        trace: run_acks.map_or_else(|| longer.clone(), |acks| longer.up_to_ack(acks)),
+        trace,
         longer,
-        run_acks,
         before,
         after,
         unfollowed: recorder.unfollowed,
@@ -369,22 +377,18 @@ fn too_large(survivor: &Survivor) -> Option<(&PathBuf, &String)> {
 
 /// Learns the versions, and makes sure that the trace explains what is really there; if it does
 /// not, says why.
-fn history(
-    run: &Unbroken,
-    state: &StateFiles,
-    longest: u64,
-) -> std::result::Result<History, String> {
+fn history(run: &Unbroken, state: &StateFiles, acks: u64) -> std::result::Result<History, String> {
     if run.unfollowed.contains(&Unfollowed::ForeignCode) {
         return Err("it runs 32-bit code, which can't be followed".to_owned());
     }
     let is_state = |path: &Path| state.contains(path);
-    let trace = match run.serves {
-        true => &run.longer.up_to_ack(longest),
-        false => &run.trace,
+    let trace = match &run.longer {
+        Some((longer, _)) => &longer.up_to_ack(acks),
+        None => &run.trace,
     };
     let mut history =
         History::learn(trace, &run.before, &is_state).map_err(|NotModelled(why)| why)?;
-    history.run_acks = run.run_acks;
+    history.run_acks = run.longer.as_ref().map(|(_, acks)| *acks);
     if run.serves {
         // It was ended in the middle of something: what is there now is of no version.
         return Ok(history);

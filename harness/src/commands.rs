@@ -201,7 +201,7 @@ fn request(options: &cli::Run) -> Result<Request> {
 
 /// How many trials there shall be; none for a whole sweep.
 fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
-    let sweeps = matches!(fault, FaultKind::Errno | FaultKind::DiskFull);
+    let sweeps = fault.is_swept();
     let usual = match scenario.trials {
         // Killed after a random time, whatever the scenario was about.
         None if !sweeps => Some(PROGRAM_TRIALS),
@@ -294,13 +294,16 @@ fn chosen(
     own: bool,
     fault: FaultKind,
 ) -> Result<BTreeSet<Promise>> {
-    let told = !matches!(fault, FaultKind::Kill | FaultKind::KillAfter);
     let known = [
         (Promise::Atomic, true, ""),
         (Promise::Durable, command.ack.is_some(), "--ack"),
         (Promise::Checked, own, "--check, --schema or --invariant"),
         (Promise::Recoverable, command.recover.is_some(), "--recover"),
-        (Promise::Honest, told, "a fault that the program is told of: a scenario such as errno"),
+        (
+            Promise::Honest,
+            fault.is_told(),
+            "a fault that the program is told of: a scenario such as errno",
+        ),
         (Promise::Tidy, command.recover.is_some(), "--recover"),
     ];
     let find = |name: &String| {

@@ -17,7 +17,7 @@ use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
 use crate::subject::Command;
 use crate::sweep::Reach;
-use crate::volume::Volume;
+use crate::volume::{self, Volume};
 
 /// Something that crashtest can use.
 #[derive(Clone, Debug)]
@@ -158,7 +158,7 @@ fn follow() -> std::result::Result<String, String> {
         let ran = runner.traced(
             &mut count,
             Follows::All,
-            Bound { timeout: Duration::from_secs(5), grace: Duration::ZERO, acks: None },
+            Bound { timeout: Duration::from_secs(5), grace: Duration::ZERO },
         )?;
         if count.0 == 0 {
             return Err(Error::lacking("a call of a traced program was not seen"));
@@ -218,10 +218,7 @@ fn shell(sandbox: bool) -> Command {
 }
 
 fn in_path(name: &str) -> std::result::Result<String, String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
+    volume::find_tool(name)
         .map(|path| path.display().to_string())
         .ok_or_else(|| "not in PATH".to_owned())
 }

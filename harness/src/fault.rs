@@ -241,12 +241,46 @@ impl Fault {
         }
     }
 
-    /// Whether the subject itself is told that something failed, and may report or hide it.
+    /// See [`FaultKind::is_told`].
     #[must_use]
     pub fn is_told(&self) -> bool {
+        self.kind().is_told()
+    }
+
+    /// Whether an fsync can fail in it whose data then is not on disk, now or as the second part.
+    #[must_use]
+    pub fn can_lose_pages(&self) -> bool {
+        let Self::Errno(failing) = self else { return false };
+        let syncs = matches!(
+            failing.family,
+            Family::Fsync | Family::Fdatasync | Family::Sync | Family::Msync
+        );
+        failing.second.is_some() || (syncs && matches!(failing.way, Way::NotMade(_)))
+    }
+
+    /// Whether it must be known of a call whether it may wait.
+    #[must_use]
+    pub fn asks_whether_to_wait(&self) -> bool {
+        matches!(self, Self::Errno(Failing { way: Way::NotMade(Errno::Eagain), .. }))
+    }
+}
+
+impl FaultKind {
+    /// Whether the subject itself is told that something failed, and may report or hide it.
+    #[must_use]
+    pub fn is_told(self) -> bool {
         match self {
-            Self::Kill(_) | Self::KillAfter { .. } => false,
-            Self::ShortWrite(_) | Self::Errno(_) | Self::DiskFull(_) => true,
+            Self::Kill | Self::KillAfter => false,
+            Self::ShortWrite | Self::Errno | Self::DiskFull => true,
+        }
+    }
+
+    /// Whether all places are struck, and none is drawn.
+    #[must_use]
+    pub fn is_swept(self) -> bool {
+        match self {
+            Self::Kill | Self::KillAfter | Self::ShortWrite => false,
+            Self::Errno | Self::DiskFull => true,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The oracle: one pure function from facts to a verdict.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::describe;
+use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
@@ -96,19 +97,7 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
             Some(version) if version < owed => comparable = Comparable::No,
             Some(version) => found.extend(unsynced(outcome, history, file, version, owed)),
             None => match mismatch(outcome, history, file) {
-                Some(violation) => {
-                    if is_told(outcome) && all_promised(outcome, history) {
-                        let detail =
-                            format!("{}, but {}", violation.detail, promise(outcome, owed));
-                        found.push(Violation { kind: ViolationKind::SilentFailure, detail });
-                    }
-                    if violation.kind == ViolationKind::Missing && owed > 0 {
-                        let detail =
-                            format!("{}, but {}", violation.detail, promise(outcome, owed));
-                        found.push(Violation { kind: ViolationKind::LostAck, detail });
-                    }
-                    found.push(violation);
-                }
+                Some(violation) => found.extend(damaged(outcome, history, violation, owed)),
                 None => comparable = Comparable::No,
             },
         }
@@ -124,30 +113,42 @@ fn begun_and_left(content: Option<&Content>, history: &History, file: &Path, owe
         && history.versions.get(owed).is_some_and(|version| !version.contains_key(file))
 }
 
-/// Whether a run on a small disk is one that the disk has not hindered: no call has failed, and it
-/// has ended, said and left what an unbroken run does.
+/// What a fault has met, all in all. On a full disk a run may be hindered though no call has failed:
+/// the program has asked how much space there is, and left it at that.
 #[must_use]
-pub fn unhindered(exit: Exit, acks: u64, survivor: &Survivor, history: &History) -> bool {
-    let ended = matches!(exit, Exit::Status(0) | Exit::Killed | Exit::TimedOut);
-    let said = acks >= history.acks_of_a_run();
-    let left = history.repeats == Repeats::No
-        || exit != Exit::Status(0)
-        || history.files().into_iter().all(|file| {
-            let content = survivor.files.get(file);
-            newest_match(content, history, file).is_some_and(|version| version == history.last())
-                || same_as_last(content, history, file)
-        });
-    ended && said && left
+pub fn met(
+    fault: &Fault,
+    seen: Injection,
+    exit: Exit,
+    acks: u64,
+    survivor: &Survivor,
+    history: &History,
+) -> Injection {
+    let Fault::DiskFull(DiskFull { kill_before: None, .. }) = fault else { return seen };
+    // A SIGKILL came from outside, and says nothing.
+    let hindered =
+        exit != Exit::Signal(libc::SIGKILL) && !unhindered(exit, acks, survivor, history);
+    match seen {
+        Injection::NotReached if hindered => Injection::At(Struck::Unseen),
+        seen => seen,
+    }
 }
 
-/// Whether a file is as the last version has it, though it was so before, too.
-fn same_as_last(content: Option<&Content>, history: &History, file: &Path) -> bool {
-    let last = history.versions.last().and_then(|version| version.get(file));
-    match (content, last) {
-        (None, None) => true,
-        (Some(Content::Bytes(bytes)), Some(reference)) => reference.fits(bytes),
-        _ => false,
-    }
+/// Whether a run has ended, said and left what an unbroken run does.
+fn unhindered(exit: Exit, acks: u64, survivor: &Survivor, history: &History) -> bool {
+    let ended = matches!(exit, Exit::Status(0) | Exit::Killed | Exit::TimedOut);
+    let said = acks >= history.acks_of_a_run();
+    let as_last = |file: &PathBuf| {
+        let last = history.versions.last().and_then(|version| version.get(file));
+        match (survivor.files.get(file), last) {
+            (None, None) => true,
+            (Some(Content::Bytes(bytes)), Some(reference)) => reference.fits(bytes),
+            _ => false,
+        }
+    };
+    // One that was ended while it served, or that never leaves the same, has left what it has.
+    let compared = exit == Exit::Status(0) && history.repeats != Repeats::No;
+    ended && said && (!compared || history.files().into_iter().all(as_last))
 }
 
 /// A version that was promised and is not there. If the subject was told that something had
@@ -158,6 +159,23 @@ fn lost(outcome: &Outcome, owed: usize, what: &str) -> Vec<Violation> {
         .then(|| Violation { kind: ViolationKind::SilentFailure, detail: detail.clone() });
     let lost = Violation { kind: ViolationKind::LostAck, detail };
     std::iter::once(lost).chain(silent).collect()
+}
+
+/// A state that is no version. Of a file that is not there nothing is left that was promised; and a
+/// subject that says that all is saved has passed the damage over in silence.
+fn damaged(
+    outcome: &Outcome,
+    history: &History,
+    violation: Violation,
+    owed: usize,
+) -> Vec<Violation> {
+    let detail = format!("{}, but {}", violation.detail, promise(outcome, owed));
+    let gone = violation.kind == ViolationKind::Missing && owed > 0;
+    let silent = is_told(outcome) && all_promised(outcome, history);
+    let more = [(gone, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
+    let more = more.into_iter().filter(|(so, _)| *so);
+    let more = more.map(|(_, kind)| Violation { kind, detail: detail.clone() });
+    std::iter::once(violation).chain(more).collect()
 }
 
 /// What the subject has said to the world, in words.

@@ -18,9 +18,6 @@ pub struct Record {
     pub at: Place,
     /// Whether it struck.
     pub struck: bool,
-    /// Whether the row of a sweep ends here: the run was not struck, and not for any other reason.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ends_row: bool,
     /// The call that failed, and what it returned, if the subject was told of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<(Family, i64)>,
@@ -79,7 +76,6 @@ impl Record {
             subject,
             at: outcome.fault.place(),
             struck: outcome.injection.struck(),
-            ends_row: *verdict == Verdict::Inconclusive(Why::NotReached),
             met,
             nature: outcome.fault.nature(),
             acks: outcome.acks,

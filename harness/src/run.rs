@@ -81,11 +81,9 @@ pub fn run(request: &Request) -> Result<Report> {
             // A run that goes on strikes where its plan says, however long this machine took now.
             let planned = earlier.as_ref().and_then(|plan| plan.subjects.get(stream));
             let sites = planned.map_or(sites, |subject| subject.sites.clone());
-            match kind {
-                FaultKind::Errno | FaultKind::DiskFull => {
-                    Planner::sweeping(kind, &sites, &request.reach)
-                }
-                _ => Planner::new(request.seed, stream as u64, kind, granularity, sites),
+            match kind.is_swept() {
+                true => Planner::sweeping(kind, &sites, &request.reach),
+                false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
             }
         })?;
         // Workers fork the faster the less memory they have, and the trace is not used any more.
@@ -302,10 +300,9 @@ fn report(
 fn expectation(request: &Request, name: &str) -> Expectation {
     let mut expectation = request.scenario.expectation(name, &request.promises);
     let (reach, usual) = (&request.reach, &request.scenario.sweep);
-    let sweeps = matches!(request.fault, FaultKind::DiskFull | FaultKind::Errno);
     let elsewhere = reach.fs != usual.fs || reach.axes != usual.axes;
     // Nor is what breaks sure to be met by a sweep that was cut short.
-    if sweeps && (elsewhere || request.trials.is_some()) {
+    if request.fault.is_swept() && (elsewhere || request.trials.is_some()) {
         expectation.breaks.clear();
     }
     expectation

@@ -145,8 +145,7 @@ impl Scenario {
             let key = if self.saves == 0 { "saves" } else { "trials" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
-        let sweeps = matches!(self.fault, FaultKind::Errno | FaultKind::DiskFull);
-        if self.trials.is_none() && !sweeps {
+        if self.trials.is_none() && !self.fault.is_swept() {
             return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
                 .help("say how many trials of each subject there shall be"));
         }
@@ -165,7 +164,7 @@ impl Scenario {
 
     fn check_promises(&self, place: &str) -> Result<()> {
         // Whoever is killed is told of nothing, and can't keep it to himself.
-        let killed = matches!(self.fault, FaultKind::Kill | FaultKind::KillAfter);
+        let killed = !self.fault.is_told();
         let unjudged = |promise: Promise| match promise {
             Promise::Honest => killed,
             Promise::Checked => true,

@@ -156,7 +156,6 @@ mod tests {
             subject: 0,
             at: crate::fault::Place::Moment,
             struck: true,
-            ends_row: false,
             met: None,
             nature,
             acks: 0,

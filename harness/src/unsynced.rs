@@ -74,6 +74,8 @@ pub struct About<'a> {
     pub file: FileKey,
     /// Its bytes.
     pub content: &'a dyn Fn() -> Vec<u8>,
+    /// All files, and their bytes.
+    pub all: &'a dyn Fn() -> Vec<(FileKey, Vec<u8>)>,
 }
 
 impl Unsynced {
@@ -97,9 +99,12 @@ impl Unsynced {
                 let reached = done || matches!(made.action, Action::FailAfter(_));
                 match (reached, made.call) {
                     // syncfs writes out all files.
-                    (true, Call::Sync) => self.files.values_mut().for_each(|pages| {
-                        pages.dirty.clear();
-                    }),
+                    (true, Call::Sync) => {
+                        self.files.values_mut().for_each(|pages| pages.dirty.clear());
+                        (about.all)().into_iter().for_each(|(file, bytes)| {
+                            self.synced(file, || bytes);
+                        });
+                    }
                     (true, _) => self.synced(file, about.content),
                     (false, Call::Sync) => self.files.values_mut().for_each(Pages::lose),
                     (false, _) => self.failed(file),
@@ -160,9 +165,7 @@ impl Unsynced {
         let content = content();
         file.directory || pages.lost.iter().any(|page| !same_page(*page, &content, &pages.synced))
     }
-}
 
-impl Unsynced {
     /// What is on disk of a file that holds `content`: for lost pages what was synced before.
     #[must_use]
     pub fn on_disk(&self, file: FileKey, content: &[u8]) -> Vec<u8> {
@@ -183,7 +186,7 @@ impl Unsynced {
 }
 
 /// [`PAGE_BYTES`], for slices.
-const PAGE: usize = 4096;
+const PAGE: usize = PAGE_BYTES as usize;
 
 /// Whether a page of `content` is also in `synced`, as far as the file goes.
 fn same_page(page: u64, content: &[u8], synced: &[u8]) -> bool {
@@ -255,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn what_syncfs_has_written_is_on_disk() {
+        let mut unsynced = Unsynced::default();
+        let sync = Effect::Sync { path: "".into() };
+        let one = || vec![(FILE, b"one\n".to_vec())];
+        let about = About { file: FILE, content: &Vec::new, all: &one };
+        unsynced.write(FILE, 0, 4);
+        let (call, result, action) = (Call::Sync, 0, Action::Pass);
+        let made = Made { call, effect: &sync, result, action, synchronous: false };
+        unsynced.called(&made, &about);
+        unsynced.write(FILE, 4, 4);
+        unsynced.failed(FILE);
+        assert_eq!(unsynced.on_disk(FILE, b"one\ntwo\n"), b"one\n");
+    }
+
+    #[test]
     fn names_are_durable_after_a_later_sync() {
         let directory = FileKey { directory: true, ..FILE };
         let mut unsynced = Unsynced::default();
@@ -266,7 +284,7 @@ mod tests {
             action,
             synchronous: false,
         };
-        let about = About { file: directory, content: &Vec::new };
+        let about = About { file: directory, content: &Vec::new, all: &Vec::new };
         let sync = Effect::Sync { path: "".into() };
         let eio = (-i64::from(libc::EIO), Action::Fail(Errno::Eio));
         // No name has changed: nothing can be lost.

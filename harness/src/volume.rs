@@ -371,15 +371,9 @@ fn tool(kind: FileSystem) -> (&'static str, &'static [&'static str]) {
     }
 }
 
-/// What is missing to make a file system of this kind here, if anything is.
+/// Where a program is; tools for administrators are often not in the path of others.
 #[must_use]
-pub fn missing_tool(kind: FileSystem) -> Option<&'static str> {
-    let (name, _) = tool(kind);
-    find_tool(name).is_none().then_some(name)
-}
-
-/// Tools for administrators are often not in the path of others.
-fn find_tool(name: &str) -> Option<PathBuf> {
+pub fn find_tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
     let places: Vec<_> = std::env::split_paths(&path).chain(usual).collect();

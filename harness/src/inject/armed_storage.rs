@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::striker::{bytes, key};
 use crate::armed::{Action, Armed, Then};
 use crate::errno::Shown;
-use crate::fault::{Fault, Struck};
+use crate::fault::{Fault, Injection};
 use crate::op::{ByteOffset, Call, Effect};
 use crate::os::process::kill_self;
 use crate::outcome::Step;
@@ -29,12 +29,10 @@ pub const ACCOUNT: u8 = b'{';
 pub const HERE: &str = ".";
 
 /// What a child says of a fault that it was told of.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// What the fault met.
-    pub first: Option<Struck>,
-    /// What its second part met.
-    pub second: Option<Struck>,
+    pub injection: Injection,
     /// What the strategy did from then on.
     pub steps: Vec<Step>,
     /// What a failed fsync has left in memory only: the state file, or the directory.
@@ -68,8 +66,7 @@ impl<'a> ArmedStorage<'a> {
             armed: Armed::new(fault),
             tell,
             notes: fault.is_told().then(|| Notes {
-                // On a full disk nothing is lost that the strategy is not told of at once.
-                unsynced: matches!(fault, Fault::Errno(_)).then(Unsynced::default),
+                unsynced: fault.can_lose_pages().then(Unsynced::default),
                 ..Notes::default()
             }),
         }
@@ -114,7 +111,7 @@ impl<'a> ArmedStorage<'a> {
                 Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
             };
             self.armed.returned(&shown, result, || steps::shown_path(&effect));
-            if self.armed.met().first.is_some() {
+            if self.armed.has_begun() {
                 let what = steps::call(shown.call, &effect, shown.length);
                 notes.steps.called(what, Some(result), action != Action::Pass);
             }
@@ -147,13 +144,9 @@ impl<'a> ArmedStorage<'a> {
         let unsynced = names.into_iter().filter(|(path, _)| lost(path));
         let account = Account {
             unsynced: unsynced.map(|(_, name)| PathBuf::from(name)).collect(),
-            first: self.armed.met().first.clone(),
-            second: self.armed.met().second.clone(),
+            injection: self.armed.injection(),
             steps: notes.steps.finish(),
         };
-        if self.armed.has_struck() {
-            tell_byte(self.tell, STRUCK);
-        }
         // A child that can't speak is a child whose trial says nothing.
         let mut tell = self.tell;
         let _ = tell.write_all(&serde_json::to_vec(&account).unwrap_or_default());
@@ -184,7 +177,7 @@ impl Notes {
         };
         if let Some(file) = key(path) {
             let made = Made { call, effect, result, action, synchronous: false };
-            unsynced.called(&made, &About { file, content: &|| bytes(path) });
+            unsynced.called(&made, &About { file, content: &|| bytes(path), all: &Vec::new });
         }
     }
 }

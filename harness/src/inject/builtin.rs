@@ -83,10 +83,10 @@ impl<'a> BuiltInInjector<'a> {
         }
         let recovery = slot.recover(self.subject).context("read what is left")?;
         let Done { exit, acks, account, struck } = done;
-        let injection = match (struck, account.second) {
-            (false, _) => Injection::NotReached,
-            (true, None) => Injection::At(self.struck(fault, account.first)),
-            (true, Some(second)) => Injection::Both(self.struck(fault, account.first), second),
+        let (injection, steps, unsynced) = match account {
+            Some(account) => (account.injection, account.steps, account.unsynced),
+            None if struck => (Injection::At(self.struck(fault)), Vec::new(), Vec::new()),
+            None => (Injection::NotReached, Vec::new(), Vec::new()),
         };
         Ok(Outcome {
             fault: fault.clone(),
@@ -94,16 +94,17 @@ impl<'a> BuiltInInjector<'a> {
             exit,
             acks,
             said: Vec::new(),
-            steps: account.steps,
+            steps,
             // No built-in syncs what it overwrites in place: nothing of it is on disk.
-            unsynced: account.unsynced.into_iter().map(|path| (path, Vec::new())).collect(),
+            unsynced: unsynced.into_iter().map(|path| (path, Vec::new())).collect(),
             survivor,
             checks: Vec::new(),
             recovery,
         })
     }
 
-    fn struck(&self, fault: &Fault, first: Option<Struck>) -> Struck {
+    /// What a kill has met: a child that is killed at once gives no account.
+    fn struck(&self, fault: &Fault) -> Struck {
         match fault {
             Fault::Kill(strike) | Fault::ShortWrite(strike) => Struck::Call {
                 call: strike.call,
@@ -111,7 +112,7 @@ impl<'a> BuiltInInjector<'a> {
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },
-            Fault::Errno(_) | Fault::DiskFull(_) => first.unwrap_or(Struck::Unseen),
+            Fault::Errno(_) | Fault::DiskFull(_) => Struck::Unseen,
         }
     }
 }

@@ -86,17 +86,10 @@ impl<'a> CommandInjector<'a> {
             How::TimedOut | How::Enough => Exit::TimedOut,
             How::TooMany => Exit::TooManyProcesses,
         };
-        let mut injection = striker.injection();
         let survivor = self.runner.survivor(&self.learned.state)?;
         let acks = self.runner.output.acks();
-        if let (Fault::DiskFull(full), Injection::NotReached) = (fault, &injection)
-            && full.kill_before.is_none()
-            && exit != Exit::Signal(libc::SIGKILL)
-            && !oracle::unhindered(exit, acks, &survivor, self.history)
-        {
-            // It may have asked how much space there is, and left it at that.
-            injection = Injection::At(Struck::Unseen);
-        }
+        let met = striker.injection();
+        let injection = oracle::met(fault, met, exit, acks, &survivor, self.history);
         if let (Filled::NotAtAll, true, Some(volume)) =
             (striker.filled, injection.struck(), &self.volume)
         {
@@ -112,14 +105,14 @@ impl<'a> CommandInjector<'a> {
         let grace = GRACE;
         if self.learned.serves && fault.is_told() {
             let timeout = (self.duration * 3 + Duration::from_secs(1)).min(self.learned.timeout);
-            return Bound { timeout, grace, acks: Some(self.history.acks_of_a_run()) };
+            return Bound { timeout, grace };
         }
         let timeout = match fault.is_told() {
             // One that tries again for ever does so in many trials.
             true => (self.duration * 10 + Duration::from_secs(3)).min(self.learned.timeout),
             false => self.learned.timeout,
         };
-        Bound { timeout, grace, acks: None }
+        Bound { timeout, grace }
     }
 
     fn kill_after(&mut self, delay: Duration) -> Result<(Injection, Exit)> {

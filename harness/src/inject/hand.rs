@@ -49,7 +49,7 @@ pub struct Done {
     /// How many acks it gave.
     pub acks: u64,
     /// What it said besides.
-    pub account: Account,
+    pub account: Option<Account>,
 }
 
 /// The size of a reply: how the child ended, whether it was struck, how many acks it gave, and how
@@ -104,8 +104,8 @@ impl Done {
         let (json, after) = after.split_at_checked(length).ok_or_else(cut)?;
         *rest = after;
         let account = match json {
-            [] => Account::default(),
-            json => serde_json::from_slice(json).context("read a child's account")?,
+            [] => None,
+            json => Some(serde_json::from_slice(json).context("read a child's account")?),
         };
         // A signal is sent as a negative number.
         let number = i32::try_from(ended.abs()).unwrap_or(0);

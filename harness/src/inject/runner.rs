@@ -56,8 +56,6 @@ pub struct Bound {
     pub timeout: Duration,
     /// What it left running, after it.
     pub grace: Duration,
-    /// No longer than until so many acks have come.
-    pub acks: Option<u64>,
 }
 
 /// How a run without tracing ended.
@@ -120,7 +118,6 @@ impl Runner {
             deadline: Instant::now() + bound.timeout,
             processes: self.limits.processes,
             grace: bound.grace,
-            acks: bound.acks,
         };
         let child =
             spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || {

@@ -10,10 +10,9 @@ use super::decode::{Asked, Detail, Scope};
 use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::{Action, Armed, Follows};
-use crate::errno::{Errno, Way};
 use crate::error::Result;
 use crate::fault::{DiskFull, Fault, FaultKind, Injection};
-use crate::op::{Effect, Family};
+use crate::op::Effect;
 use crate::os::ptrace::Stopped;
 use crate::outcome::{Step, Survivor};
 use crate::steps::{self, Steps};
@@ -42,19 +41,11 @@ impl<'a> Striker<'a> {
     #[must_use]
     pub fn new(fault: &Fault, scope: &'a Scope, volume: Option<&'a Volume>, narrate: bool) -> Self {
         let armed = Armed::new(fault);
-        let (mut loses, mut waits) = (false, false);
-        if let Fault::Errno(failing) = fault {
-            let sync = matches!(
-                failing.family,
-                Family::Fsync | Family::Fdatasync | Family::Sync | Family::Msync
-            );
-            loses = failing.second.is_some() || (sync && matches!(failing.way, Way::NotMade(_)));
-            waits = failing.way == Way::NotMade(Errno::Eagain);
-        }
+        let loses = fault.can_lose_pages();
         // What runs out is seen by what calls return.
         let narrate = narrate || fault.kind() == FaultKind::DiskFull;
         let follows = if loses || narrate { Follows::All } else { armed.follows() };
-        let detail = match (loses, waits) {
+        let detail = match (loses, fault.asks_whether_to_wait()) {
             (true, _) => Detail::All,
             (false, true) => Detail::Flags,
             (false, false) => Detail::Place,
@@ -137,7 +128,10 @@ impl<'a> Striker<'a> {
     /// Takes down what a file holds before it is changed for the first time.
     fn meet(&mut self, asked: &Asked, thread: &Stopped) {
         let changes = matches!(asked.effect, Effect::Write { .. } | Effect::Truncate { .. });
-        let place = self.place(asked, thread).filter(|_| changes);
+        if !changes || self.unsynced.is_none() {
+            return;
+        }
+        let place = self.place(asked, thread);
         if let (Some(place), Some(unsynced)) = (place, &mut self.unsynced)
             && let Some(file) = key(&place)
         {
@@ -147,7 +141,10 @@ impl<'a> Striker<'a> {
 
     /// Follows what is on disk.
     fn track(&mut self, done: &Done<'_>) {
-        let place = self.place(&done.asked, done.thread);
+        if self.unsynced.is_none() {
+            return;
+        }
+        let (place, root) = (self.place(&done.asked, done.thread), &self.scope.root);
         if let (Some(place), Some(unsynced)) = (place, &mut self.unsynced)
             && let Some(file) = key(&place)
         {
@@ -158,7 +155,8 @@ impl<'a> Striker<'a> {
                 action: done.action,
                 synchronous: done.asked.synchronous,
             };
-            unsynced.called(&made, &About { file, content: &|| bytes(&place) });
+            let all = || files_below(root);
+            unsynced.called(&made, &About { file, content: &|| bytes(&place), all: &all });
         }
     }
 }
@@ -196,7 +194,7 @@ impl Watcher for Striker<'_> {
         let asked = &done.asked;
         self.armed.returned(&asked.shown(), done.result, || steps::shown_path(&asked.effect));
         self.track(&done);
-        if self.armed.met().first.is_some()
+        if self.armed.has_begun()
             && let Some(steps) = &mut self.steps
         {
             let what = steps::call(asked.call, &asked.effect, asked.length);
@@ -208,7 +206,7 @@ impl Watcher for Striker<'_> {
         if let Some((counter, _)) = &mut self.until {
             counter.feed(bytes);
         }
-        if self.armed.met().first.is_some()
+        if self.armed.has_begun()
             && let Some(steps) = &mut self.steps
         {
             steps.said(bytes);
@@ -226,6 +224,20 @@ impl Watcher for Striker<'_> {
 #[must_use]
 pub fn bytes(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_default()
+}
+
+/// All regular files below a directory, and their bytes.
+fn files_below(directory: &Path) -> Vec<(FileKey, Vec<u8>)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let found = entries.flat_map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_below(&entry.path()),
+        Ok(kind) if kind.is_file() => {
+            let path = entry.path();
+            key(&path).map(|file| (file, bytes(&path))).into_iter().collect()
+        }
+        _ => Vec::new(),
+    });
+    found.collect()
 }
 
 /// Which file a path leads to.

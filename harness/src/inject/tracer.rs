@@ -78,8 +78,6 @@ pub struct Bounds {
     pub processes: usize,
     /// How long what the program left running may go on after the program.
     pub grace: Duration,
-    /// How many acks are enough, of a program that does not end by itself.
-    pub acks: Option<u64>,
 }
 
 /// How a traced run ended.
@@ -221,9 +219,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
         } else if now >= self.bounds.deadline || signals::orphaned() || signals::interrupted() {
             self.end(How::TimedOut);
-        } else if self.watcher.enough()
-            || self.bounds.acks.is_some_and(|acks| self.output.acks() >= acks)
-        {
+        } else if self.watcher.enough() {
             self.end(How::Enough);
         }
         Ok(())

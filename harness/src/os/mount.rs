@@ -13,16 +13,33 @@ use nix::unistd::{getegid, geteuid};
 const NOTHING: Option<&str> = None;
 
 /// Gives this process, which has one thread, and those that it will fork, mounts of their own.
-/// Whoever may not have them by himself gets a user namespace too, in which he keeps his ids.
-pub fn make_private() -> io::Result<()> {
-    let (uid, gid) = (geteuid(), getegid());
-    if unshare(CloneFlags::CLONE_NEWNS).is_err() {
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
-        fs::write("/proc/self/setgroups", "deny")?;
-        fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-        fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+/// Whoever may not have them by himself gets a user namespace too.
+pub fn make_private() -> nix::Result<()> {
+    match unshare(CloneFlags::CLONE_NEWNS) {
+        Ok(()) => keep_to_ourselves(),
+        Err(_) => in_user_namespace(),
     }
-    Ok(mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?)
+}
+
+/// Gives this process, which has one thread, a user namespace in which it keeps its ids, and mounts
+/// of its own.
+pub fn in_user_namespace() -> nix::Result<()> {
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let say = |path: &str, text: String| fs::write(path, text).map_err(|error| errno(&error));
+    say("/proc/self/setgroups", "deny".to_owned())?;
+    say("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    say("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    keep_to_ourselves()
+}
+
+fn keep_to_ourselves() -> nix::Result<()> {
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)
+}
+
+/// The number of an error of the kernel's.
+pub fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Mounts a tmpfs at `place`, or changes the options of the one that is there.

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use caps::errors::CapsError;
+use caps::{CapSet, Capability};
 use nix::errno::Errno;
 use nix::sys::quota::{Dqblk, QuotaType, QuotaValidFlags, quotactl_get, quotactl_set};
 use nix::unistd::geteuid;
@@ -31,40 +33,13 @@ fn user() -> i32 {
     geteuid().as_raw().cast_signed()
 }
 
-/// Gives up, for good, the right to take more than a quota allows, which root has.
-pub fn obey_quotas() -> io::Result<()> {
-    const CAP_SYS_RESOURCE: u64 = 24;
-    // From the bounding set: the programs that are started are not to get it back.
-    // SAFETY: this request takes one number.
-    let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0) };
-    Errno::result(dropped)?;
-    let mut header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
-    let mut sets = [CapabilitySet::default(); 2];
-    // SAFETY: version 3 of the call reads the header and fills two sets.
-    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
-    Errno::result(got)?;
-    for set in [&mut sets[0].effective, &mut sets[0].permitted, &mut sets[0].inheritable] {
-        *set &= !(1 << CAP_SYS_RESOURCE);
-    }
-    // SAFETY: version 3 of the call reads the header and two sets.
-    let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
-    Ok(Errno::result(set).map(drop)?)
-}
-
-/// `struct __user_cap_header_struct` (linux/capability.h).
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-/// `struct __user_cap_data_struct` (linux/capability.h).
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilitySet {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
+/// Gives up, for good, the right to take more than a quota allows, which root has. The programs that
+/// are started do not get it back.
+pub fn obey_quotas() -> Result<(), CapsError> {
+    use CapSet::{Bounding, Effective, Inheritable, Permitted};
+    [Bounding, Inheritable, Effective, Permitted]
+        .into_iter()
+        .try_for_each(|set| caps::drop(None, set, Capability::CAP_SYS_RESOURCE))
 }
 
 // linux/btrfs.h

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid, pivot_root};
+use nix::unistd::pivot_root;
+
+use super::mount::{errno, in_user_namespace};
 
 use crate::sandbox::{Sandbox, Step};
 
@@ -49,12 +50,7 @@ pub fn prepare(sandbox: &Sandbox) -> io::Result<()> {
 
 /// Moves this process, which has one thread, into the sandbox.
 pub fn enter(sandbox: &Sandbox) -> nix::Result<()> {
-    let (uid, gid) = (geteuid(), getegid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
-    write("/proc/self/setgroups", "deny")?;
-    write("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
-    write("/proc/self/gid_map", &format!("{gid} {gid} 1"))?;
-    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+    in_user_namespace()?;
     mount(Some("crashtest"), &sandbox.root, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
     for (number, step) in sandbox.steps.iter().enumerate() {
         build(sandbox, number, step)?;
@@ -80,14 +76,15 @@ fn build(sandbox: &Sandbox, number: usize, step: &Step) -> nix::Result<()> {
     match step {
         Step::Directory(path) => make_directory(&below(&sandbox.root, path)),
         Step::Symlink(target, path) => {
-            std::os::unix::fs::symlink(target, below(&sandbox.root, path)).map_err(errno)
+            std::os::unix::fs::symlink(target, below(&sandbox.root, path))
+                .map_err(|error| errno(&error))
         }
         Step::Bind(path) => {
             let place = below(&sandbox.root, path);
             if path.is_dir() {
                 make_directory(&place)?;
             } else {
-                File::create(&place).map_err(errno)?;
+                File::create(&place).map_err(|error| errno(&error))?;
             }
             let copy = below(&sandbox.upper, path);
             let shown = if copy.is_file() { &copy } else { path };
@@ -132,19 +129,11 @@ fn bind(from: &Path, to: &Path) -> nix::Result<()> {
 }
 
 fn make_directory(path: &Path) -> nix::Result<()> {
-    fs::create_dir_all(path).map_err(errno)
+    fs::create_dir_all(path).map_err(|error| errno(&error))
 }
 
 /// `path`, which is absolute, below `root`.
 fn below(root: &Path, path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     root.join(Path::new(std::ffi::OsStr::from_bytes(bytes.strip_prefix(b"/").unwrap_or(bytes))))
-}
-
-fn write(path: &str, text: &str) -> nix::Result<()> {
-    fs::write(path, text).map_err(errno)
-}
-
-fn errno(error: io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }

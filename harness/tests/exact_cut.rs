@@ -14,7 +14,6 @@ use crashtest::inject;
 use crashtest::lab::Lab;
 use crashtest::model::{Files, Node};
 use crashtest::op::Trace;
-use crashtest::os::process::{self, Ended};
 use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
@@ -107,18 +106,7 @@ fn main() {
         ("of_the_c_subjects", of_the_c_subjects),
         ("of_the_shell_subjects", of_the_shell_subjects),
     ];
-    let mut failed = 0;
-    for (name, case) in cases {
-        let child = process::fork_child(|| {
-            case();
-            0
-        });
-        let passed = process::wait_for(child.unwrap()).unwrap() == Ended::Status(0);
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += usize::from(!passed);
-    }
-    println!("{} passed, {failed} failed", cases.len() - failed);
-    std::process::exit(i32::from(failed > 0));
+    common::run_apart(&cases);
 }
 
 fn of_every_built_in_strategy() {

@@ -12,7 +12,6 @@ use crashtest::fault::{Failing, Fault, FaultKind, Injection, Repeat, Struck};
 use crashtest::inject::{self, Injector};
 use crashtest::lab::Lab;
 use crashtest::op::Family;
-use crashtest::os::process::{self, Ended};
 use crashtest::outcome::{Outcome, Step};
 use crashtest::plan::Planner;
 use crashtest::prepare;
@@ -206,16 +205,5 @@ fn main() {
         ),
         ("built_ins_are_told_the_same", built_ins_are_told_the_same),
     ];
-    let mut failed = 0;
-    for (name, case) in cases {
-        let child = process::fork_child(|| {
-            case();
-            0
-        });
-        let passed = process::wait_for(child.unwrap()).unwrap() == Ended::Status(0);
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += usize::from(!passed);
-    }
-    println!("{} passed, {failed} failed", cases.len() - failed);
-    std::process::exit(i32::from(failed > 0));
+    common::run_apart(&cases);
 }

@@ -6,8 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{pid, python, report, run_in, start, table, targets, wait_for_outcomes};
-use nix::sys::signal::{Signal, kill};
+use common::{python, report, run_in, table, targets};
 
 #[test]
 fn the_newcomers_command_finds_unsafe_out_and_passes_atomic() {
@@ -91,26 +90,7 @@ fn survivor(results: &Path, id: &str) -> std::path::PathBuf {
 
 #[test]
 fn a_run_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one() {
-    let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let options = ["run", "--json", "--seed", "5", "--trials", "12000"];
-    let (_, unbroken) = report(whole.path(), &options[2..]);
-    for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let results = halves.path().join(signal.as_str());
-        fs::create_dir(&results).unwrap();
-        let child = start(&results, &options);
-        let run = wait_for_outcomes(&results);
-        kill(pid(&child), signal).unwrap();
-        let output = child.wait_with_output().unwrap();
-        if signal == Signal::SIGINT {
-            assert_eq!(output.status.code(), Some(130));
-            let partial: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-            assert_eq!(partial["complete"], false);
-        }
-        let (status, resumed) = report(&results, &["--resume", &run]);
-        assert_eq!(status, 0, "{resumed:#}");
-        assert!(resumed["trials_now"].as_u64().unwrap() < 24_000, "it began anew");
-        assert_eq!(table(&resumed), table(&unbroken), "{signal}");
-    }
+    common::interrupt_and_go_on(&["--seed", "5", "--trials", "12000"]);
 }
 
 #[test]

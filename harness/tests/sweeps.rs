@@ -6,11 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{
-    compiled, node, pid, python, report, run_in, start, table, targets, wait_for_outcomes,
-};
+use common::{compiled, node, python, report, run_in, table, targets};
 use crashtest::file_system::FileSystem;
-use nix::sys::signal::{Signal, kill};
 
 fn rows(report: &serde_json::Value) -> &Vec<serde_json::Value> {
     report["subjects"].as_array().unwrap()
@@ -237,24 +234,7 @@ fn the_same_sweep_gives_the_same_table_with_any_number_of_workers() {
 
 #[test]
 fn a_sweep_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one() {
-    let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let options = ["run", "--json", "--scenario", "errno", "--depth", "2", "--strategy", "all"];
-    let (_, unbroken) = report(whole.path(), &options[2..]);
-    for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        let results = halves.path().join(signal.as_str());
-        fs::create_dir(&results).unwrap();
-        let child = start(&results, &options);
-        let run = wait_for_outcomes(&results);
-        kill(pid(&child), signal).unwrap();
-        let output = child.wait_with_output().unwrap();
-        if signal == Signal::SIGINT {
-            assert_eq!(output.status.code(), Some(130));
-        }
-        let (status, resumed) = report(&results, &["--resume", &run]);
-        assert_eq!(status, 0, "{resumed:#}");
-        assert!(resumed["trials_now"].as_u64() < unbroken["trials_now"].as_u64());
-        assert_eq!(table(&resumed), table(&unbroken), "{signal}");
-    }
+    common::interrupt_and_go_on(&["--scenario", "errno", "--depth", "2", "--strategy", "all"]);
 }
 
 fn replays(results: &Path, options: &[&str]) {

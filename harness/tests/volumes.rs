@@ -8,7 +8,6 @@ use std::path::Path;
 
 use crashtest::file_system::{Axis, FileSystem};
 use crashtest::lab::Lab;
-use crashtest::os::process::{self, Ended};
 use crashtest::sweep::Reach;
 use crashtest::volume::{BLOCK_BYTES, Volume};
 
@@ -116,7 +115,6 @@ fn is_private() {
 
 /// Each case runs in a process of its own, which gets mounts of its own.
 fn main() {
-    let tmpfs = common::can_fill(FileSystem::Tmpfs);
     let cases: [(&str, FileSystem, fn()); 8] = [
         ("space_of_a_tmpfs", FileSystem::Tmpfs, || space(FileSystem::Tmpfs)),
         ("inodes_of_a_tmpfs", FileSystem::Tmpfs, || inodes(FileSystem::Tmpfs)),
@@ -127,19 +125,8 @@ fn main() {
         ("space_of_btrfs", FileSystem::Btrfs, || space(FileSystem::Btrfs)),
         ("quota_of_btrfs", FileSystem::Btrfs, quota),
     ];
-    let mut failed = 0;
-    for (name, kind, case) in cases {
-        if !(if kind == FileSystem::Tmpfs { tmpfs } else { common::can_fill(kind) }) {
-            continue;
-        }
-        let child = process::fork_child(|| {
-            case();
-            0
-        });
-        let passed = process::wait_for(child.unwrap()).unwrap() == Ended::Status(0);
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += usize::from(!passed);
-    }
-    println!("{failed} failed");
-    std::process::exit(i32::from(failed > 0));
+    let possible: Vec<_> =
+        FileSystem::ALL.into_iter().filter(|kind| common::can_fill(*kind)).collect();
+    let cases = cases.into_iter().filter(|(_, kind, _)| possible.contains(kind));
+    common::run_apart(&cases.map(|(name, _, case)| (name, case)).collect::<Vec<_>>());
 }

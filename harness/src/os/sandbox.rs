@@ -11,7 +11,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::pivot_root;
 
 use super::mount::{errno, in_user_namespace};
-
 use crate::sandbox::{Sandbox, Step};
 
 const NOTHING: Option<&str> = None;

@@ -43,7 +43,7 @@ fn met_lines(report: &Report, row: &Row, text: &mut String) {
     let ends = tally.inconclusive.get(&Why::NotReached).unwrap_or(&0);
     let _ = writeln!(
         text,
-        "swept: {}: {} runs were struck, {ends} were not and ended their rows: {}",
+        "swept: {}: {} struck, {ends} not (the ends of the rows): {}",
         row.name,
         tally.struck,
         met(row)

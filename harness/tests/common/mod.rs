@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crashtest::os::process::{self, Ended};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// The built command.
@@ -142,7 +144,7 @@ pub fn table(report: &serde_json::Value) -> serde_json::Value {
 }
 
 /// Starts the command with its results in `results`.
-pub fn start(results: &Path, arguments: &[&str]) -> Child {
+fn start(results: &Path, arguments: &[&str]) -> Child {
     crashtest()
         .args(arguments)
         .env("CRASHTEST_RESULTS", results)
@@ -154,12 +156,12 @@ pub fn start(results: &Path, arguments: &[&str]) -> Child {
 }
 
 /// The id of a child.
-pub fn pid(child: &Child) -> Pid {
+fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
 /// Waits until the run has kept some outcomes.
-pub fn wait_for_outcomes(results: &Path) -> String {
+fn wait_for_outcomes(results: &Path) -> String {
     let started = Instant::now();
     loop {
         for run in fs::read_dir(results).unwrap().flatten() {
@@ -230,5 +232,49 @@ pub fn kill_and_look(options: &[&str], after: Duration) {
         }
         assert!(started.elapsed() < Duration::from_secs(10), "{options:?}: {left:?}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs each case in a process of its own and ends with status 1 if one failed: an injector waits for
+/// all children of its process and makes its room the working directory, and a small disk has mounts
+/// of its own.
+pub fn run_apart(cases: &[(&str, fn())]) -> ! {
+    let mut failed = 0;
+    for (name, case) in cases {
+        let child = process::fork_child(|| {
+            case();
+            0
+        });
+        let passed = process::wait_for(child.unwrap()).unwrap() == Ended::Status(0);
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        failed += usize::from(!passed);
+    }
+    println!("{} passed, {failed} failed", cases.len() - failed);
+    std::process::exit(i32::from(failed > 0));
+}
+
+/// Runs the command and ends it by a signal as soon as some outcomes are kept; then goes on with it,
+/// and compares with a run that was left alone.
+pub fn interrupt_and_go_on(options: &[&str]) {
+    let (whole, halves) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let all = [&["run", "--json"], options].concat();
+    let (_, unbroken) = report(whole.path(), options);
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let results = halves.path().join(signal.as_str());
+        fs::create_dir(&results).unwrap();
+        let child = start(&results, &all);
+        let run = wait_for_outcomes(&results);
+        kill(pid(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        if signal == Signal::SIGINT {
+            assert_eq!(output.status.code(), Some(130));
+            let partial: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(partial["complete"], false);
+        }
+        let (status, resumed) = report(&results, &["--resume", &run]);
+        assert_eq!(status, 0, "{resumed:#}");
+        let now = |report: &serde_json::Value| report["trials_now"].as_u64();
+        assert!(now(&resumed) < now(&unbroken), "it began anew");
+        assert_eq!(table(&resumed), table(&unbroken), "{signal}");
     }
 }

@@ -11,7 +11,7 @@ use crate::history::{History, Order, Repeats};
 use crate::inject::checks::{Checks, Said, Shell};
 use crate::inject::command::no_sites;
 use crate::inject::output::AckCounter;
-use crate::inject::recorder::Recorder;
+use crate::inject::recorder::{Hesitates, Recorder};
 use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
@@ -66,10 +66,10 @@ pub fn learn(
     check_options(command)?;
     let mut rooms = [Runner::new(command, &lab.room(0)?)?, Runner::new(command, &lab.room(1)?)?];
     let before_first_save = try_before(command, &mut rooms[0])?;
-    let first = unbroken(name, command, &mut rooms[0])?;
+    let first = unbroken(name, command, &mut rooms[0], Hesitates::Nobody)?;
     let mut notes = Vec::new();
     let state = choose_state(name, command, &first, &mut notes)?;
-    let second = unbroken(name, command, &mut rooms[1])?;
+    let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
     // Of two runs that were ended, as many acks are looked at as both gave.
     let acks = first.acks_in_all().min(second.acks_in_all());
     let history = match (history(&first, &state, acks), history(&second, &state, acks)) {
@@ -77,6 +77,7 @@ pub fn learn(
             one.confirm(&again);
             if first.writers.max(second.writers) > 1 {
                 one.order = Order::Open;
+                try_other_orders(name, command, &mut rooms[1], &state, &mut one)?;
             }
             one
         }
@@ -137,14 +138,43 @@ fn check_options(command: &Command) -> Result<()> {
     Ok(())
 }
 
-fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbroken> {
+/// Several threads save: two runs may have agreed by luck. Runs in which half of the threads
+/// start late show whether the order is the program's own.
+fn try_other_orders(
+    name: &str,
+    command: &Command,
+    runner: &mut Runner,
+    state: &StateFiles,
+    history: &mut History,
+) -> Result<()> {
+    for remainder in [0, 1] {
+        if history.repeats == Repeats::No {
+            return Ok(());
+        }
+        let run = unbroken(name, command, runner, Hesitates::Half(remainder))?;
+        let acks = history.owed.len().saturating_sub(1) as u64;
+        match self::history(&run, state, acks) {
+            Ok(other) => history.confirm(&other),
+            Err(_) => history.repeats = Repeats::No,
+        }
+    }
+    Ok(())
+}
+
+fn unbroken(
+    name: &str,
+    command: &Command,
+    runner: &mut Runner,
+    hesitates: Hesitates,
+) -> Result<Unbroken> {
     runner.reset()?;
     let mut before = initial(&runner.survivor(&everything()?)?);
     let scope = runner.scope.clone();
     let pattern = command.ack.as_deref().map(runner::ack_pattern).transpose()?;
     let limits = command.limits;
     let counter = AckCounter::new(pattern);
-    let mut recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
+    let mut recorder =
+        Recorder::new(&scope, counter, limits.acks, limits.data_bytes).hesitating(hesitates);
     let bound = Bound { timeout: limits.timeout(), grace: GRACE };
     let started = Instant::now();
     let ran = runner.traced(&mut recorder, Follows::All, bound)?;
@@ -173,7 +203,7 @@ fn unbroken(name: &str, command: &Command, runner: &mut Runner) -> Result<Unbrok
         before,
         after,
         unfollowed: recorder.unfollowed,
-        writers: recorder.writers.len(),
+        writers: recorder.threads.len(),
         duration: duration.saturating_sub(waited),
         serves,
         stragglers: ran.stragglers,

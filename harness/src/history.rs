@@ -280,7 +280,7 @@ mod tests {
     use crate::op::{ByteOffset, Call, Effect, Op};
 
     fn op(call: Call, effect: Effect) -> Op {
-        Op { call, nth: 1, effect, result: 0 }
+        Op::new(call, 1, effect, 0)
     }
 
     fn open(path: &str) -> Op {

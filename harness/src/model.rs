@@ -300,7 +300,7 @@ mod tests {
     use crate::op::ByteOffset;
 
     fn op(call: Call, effect: Effect) -> Op {
-        Op { call, nth: 1, effect, result: 0 }
+        Op::new(call, 1, effect, 0)
     }
 
     fn create(path: &str) -> Op {

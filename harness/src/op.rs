@@ -350,6 +350,11 @@ pub struct Op {
     pub effect: Effect,
     /// What the kernel returned: bytes or 0, or minus the error number.
     pub result: i64,
+    /// The thread that made it, numbered from 0 in the order of their first ops.
+    pub thread: u32,
+    /// The flags of open(2) of the open file that it is about: those asked for by an open, and
+    /// else those that the file has. `O_SYNC` and `O_DSYNC` stand for the flags of one write, too.
+    pub flags: i32,
 }
 
 /// All ops of one run, in one global order.
@@ -385,6 +390,12 @@ impl Trace {
 }
 
 impl Op {
+    /// An op of the only thread, with no flags.
+    #[must_use]
+    pub fn new(call: Call, nth: u32, effect: Effect, result: i64) -> Self {
+        Self { call, nth, effect, result, thread: 0, flags: 0 }
+    }
+
     /// How many bytes the op put into a file.
     #[must_use]
     pub fn written(&self) -> usize {

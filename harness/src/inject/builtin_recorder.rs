@@ -56,7 +56,7 @@ impl Recorder<'_> {
     fn note(&mut self, call: Call, effect: Effect, result: i64) {
         let nth = 1 + self.trace.ops.iter().filter(|op| op.call == call).count();
         let nth = u32::try_from(nth).unwrap_or(u32::MAX);
-        self.trace.ops.push(Op { call, nth, effect, result });
+        self.trace.ops.push(Op::new(call, nth, effect, result));
     }
 
     fn relative(&self, path: &Path) -> PathBuf {

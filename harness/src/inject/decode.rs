@@ -26,8 +26,9 @@ pub struct Asked {
     pub file: Option<i32>,
     /// Whether it is not to wait.
     pub nonblocking: bool,
-    /// Whether what it writes is on disk when it returns.
-    pub synchronous: bool,
+    /// The flags of open(2) of that file, with `O_SYNC` or `O_DSYNC` if this write has them for
+    /// itself; 0 where they are not looked at.
+    pub flags: i32,
 }
 
 impl Asked {
@@ -114,16 +115,19 @@ pub fn decode(
         && detail != Detail::Place
         && asked.length > 0
     {
-        let nowait = matches!(number, libc::SYS_pwritev2 if arguments[5] & RWF_NOWAIT != 0);
-        let flags = asked.file.map_or(0, |file| decoder.file_info(file).1);
-        asked.nonblocking = nowait || flags & libc::O_NONBLOCK != 0;
-        // O_SYNC has the bit of O_DSYNC, too.
-        asked.synchronous = flags & libc::O_DSYNC != 0;
+        let own = if number == libc::SYS_pwritev2 { arguments[5] } else { 0 };
+        asked.flags = asked.file.map_or(0, |file| decoder.file_info(file).1);
+        asked.nonblocking = own & RWF_NOWAIT != 0 || asked.flags & libc::O_NONBLOCK != 0;
+        for (bit, flag) in [(RWF_DSYNC, libc::O_DSYNC), (RWF_SYNC, libc::O_SYNC)] {
+            asked.flags |= if own & bit != 0 { flag } else { 0 };
+        }
     }
     Ok(asked)
 }
 
-/// `RWF_NOWAIT` (linux/fs.h).
+// Flags of one write (linux/fs.h).
+const RWF_DSYNC: u64 = 2;
+const RWF_SYNC: u64 = 4;
 const RWF_NOWAIT: u64 = 8;
 
 /// How much of a call is found out.
@@ -237,13 +241,11 @@ impl Decoder<'_> {
         if has(libc::O_TMPFILE) {
             // It has no name to be struck at before it is open; what it gets is seen when it is
             // written, and its creation by the name that /proc gives it.
-            return Ok(Some(plain(
-                Call::Open,
-                Effect::Open { path, create: false, truncate: false },
-            )));
+            let effect = Effect::Open { path, create: false, truncate: false };
+            return Ok(Some(plain(Call::Open, effect).with(flags)));
         }
         let (create, truncate) = (has(libc::O_CREAT), has(libc::O_TRUNC));
-        Ok(Some(plain(Call::Open, Effect::Open { path, create, truncate })))
+        Ok(Some(plain(Call::Open, Effect::Open { path, create, truncate }).with(flags)))
     }
 
     fn write(&self, call: Call, offset: Option<u64>) -> Result<Option<Asked>> {
@@ -287,15 +289,7 @@ impl Decoder<'_> {
         });
         let effect = Effect::Write { path, offset, data: Vec::new() };
         let file = Some(fd_number(file));
-        Ok(Some(Asked {
-            call,
-            effect,
-            length,
-            bytes,
-            file,
-            nonblocking: false,
-            synchronous: false,
-        }))
+        Ok(Some(Asked { call, effect, length, bytes, file, nonblocking: false, flags: 0 }))
     }
 
     fn truncate(&self, path: PathBuf, length: u64) -> Result<Option<Asked>> {
@@ -475,18 +469,25 @@ impl Decoder<'_> {
 }
 
 fn plain(call: Call, effect: Effect) -> Asked {
-    Asked {
-        call,
-        effect,
-        length: 0,
-        bytes: Bytes::None,
-        file: None,
-        nonblocking: false,
-        synchronous: false,
-    }
+    Asked { call, effect, length: 0, bytes: Bytes::None, file: None, nonblocking: false, flags: 0 }
 }
 
 impl Asked {
+    /// Whether what it writes is on disk when it returns.
+    #[must_use]
+    pub fn synchronous(&self) -> bool {
+        // O_SYNC has the bit of O_DSYNC, too.
+        self.flags & libc::O_DSYNC != 0
+    }
+
+    /// It asks for these flags.
+    fn with(self, flags: u64) -> Self {
+        // They are an int, whatever stands in the upper half of the register.
+        #[expect(clippy::cast_possible_truncation, reason = "see above")]
+        let flags = flags as i32;
+        Self { flags, ..self }
+    }
+
     /// It is about this open file.
     fn of(self, file: u64) -> Self {
         Self { file: Some(fd_number(file)), ..self }

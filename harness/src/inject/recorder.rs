@@ -30,12 +30,38 @@ pub struct Recorder<'a> {
     pub trace: Trace,
     /// What could not be followed.
     pub unfollowed: BTreeSet<Unfollowed>,
-    /// The threads that changed files.
-    pub writers: BTreeSet<i32>,
+    /// The threads that changed files, in the order of their first ops.
+    pub threads: Vec<i32>,
+    /// Which threads start late.
+    hesitates: Hesitates,
     counts: HashMap<Call, u32>,
     data_bytes: u64,
     enough_acks_at: Option<Instant>,
     last_op_at: Instant,
+    /// How many threads and processes have been started.
+    started: u32,
+}
+
+/// Which threads and processes start late, so that an order that is not the program's own comes out
+/// otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hesitates {
+    /// None.
+    Nobody,
+    /// Every second one; of the two halves the one with this remainder.
+    Half(u32),
+}
+
+/// How many are held up in one run.
+const LATE_MAX: u32 = 100;
+
+/// The number of a thread among those that were met.
+fn ordinal(threads: &mut Vec<i32>, tid: i32) -> u32 {
+    let place = threads.iter().position(|known| *known == tid).unwrap_or_else(|| {
+        threads.push(tid);
+        threads.len() - 1
+    });
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 impl<'a> Recorder<'a> {
@@ -54,12 +80,20 @@ impl<'a> Recorder<'a> {
             data_bytes_max,
             trace: Trace::default(),
             unfollowed: BTreeSet::new(),
-            writers: BTreeSet::new(),
+            threads: Vec::new(),
+            hesitates: Hesitates::Nobody,
+            started: 0,
             counts: HashMap::new(),
             data_bytes: 0,
             enough_acks_at: None,
             last_op_at: Instant::now(),
         }
+    }
+
+    /// Lets some threads start late.
+    #[must_use]
+    pub fn hesitating(self, hesitates: Hesitates) -> Self {
+        Self { hesitates, ..self }
     }
 
     /// Whether the program wrote more than is kept.
@@ -122,6 +156,11 @@ impl Watcher for Recorder<'_> {
         Action::Pass
     }
 
+    fn starts_late(&mut self) -> bool {
+        self.started += 1;
+        self.started <= LATE_MAX && self.hesitates == Hesitates::Half(self.started % 2)
+    }
+
     fn detail(&self) -> Detail {
         Detail::All
     }
@@ -134,11 +173,17 @@ impl Watcher for Recorder<'_> {
         let effect = self.effect(&done);
         let nth = self.counts.entry(done.asked.call).or_default();
         *nth += 1;
-        let op = Op { call: done.asked.call, nth: *nth, effect, result: done.result };
+        let op = Op {
+            call: done.asked.call,
+            nth: *nth,
+            effect,
+            result: done.result,
+            thread: ordinal(&mut self.threads, done.thread.tid().as_raw()),
+            flags: done.asked.flags,
+        };
         self.data_bytes += op.written() as u64;
         self.trace.ops.push(op);
         self.last_op_at = Instant::now();
-        self.writers.insert(done.thread.tid().as_raw());
     }
 
     fn prints(&mut self, bytes: &[u8]) {

@@ -153,7 +153,7 @@ impl<'a> Striker<'a> {
                 effect: &done.asked.effect,
                 result: done.result,
                 action: done.action,
-                synchronous: done.asked.synchronous,
+                synchronous: done.asked.synchronous(),
             };
             let all = || files_below(root);
             unsynced.called(&made, &About { file, content: &|| bytes(&place), all: &all });

@@ -26,6 +26,10 @@ pub trait Watcher {
     fn begun(&mut self) -> Result<()> {
         Ok(())
     }
+    /// A thread or process has been started; whether it is to wait for a moment first.
+    fn starts_late(&mut self) -> bool {
+        false
+    }
     /// A storage call that matters is about to be made by `thread`.
     fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action;
     /// Whether the results of calls are wanted; then calls are made one at a time.
@@ -137,6 +141,8 @@ pub struct Tracer<'a, W: Watcher> {
     calling: HashMap<Pid, Calling>,
     /// Stopped before a call, until the calls before it have returned.
     held: VecDeque<Stopped>,
+    /// Stopped before their first step, until the next tick.
+    late: Vec<Stopped>,
     ended: Option<Ended>,
     ended_at: Option<Instant>,
     verdict: Option<How>,
@@ -164,6 +170,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             begun: HashSet::new(),
             calling: HashMap::new(),
             held: VecDeque::new(),
+            late: Vec::new(),
             ended: None,
             ended_at: None,
             verdict: None,
@@ -206,6 +213,10 @@ impl<'a, W: Watcher> Tracer<'a, W> {
 
     fn tick(&mut self) -> io::Result<()> {
         self.output.drain()?;
+        for thread in self.late.drain(..) {
+            // One that died is heard of soon.
+            let _ = thread.resume(Run::On, 0);
+        }
         let now = Instant::now();
         if self.verdict.is_some() {
             // Killed again, in case one was between two states the first time; and with them what
@@ -276,6 +287,10 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             }
             Reason::Signal(libc::SIGSTOP) if self.begun.insert(stopped.tid()) => {
                 self.threads.insert(stopped.tid());
+                if self.watcher.starts_late() {
+                    self.late.push(stopped);
+                    return Ok(());
+                }
                 stopped.resume(Run::On, 0)
             }
             Reason::Signal(signal) => {

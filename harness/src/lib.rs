@@ -25,6 +25,7 @@ pub mod learner;
 pub mod model;
 pub mod oracle;
 pub mod plan;
+pub mod power;
 pub mod report;
 pub mod state_files;
 pub mod steps;

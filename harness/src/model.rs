@@ -67,6 +67,12 @@ impl Files {
         None
     }
 
+    /// A number that all names of the same file share.
+    #[must_use]
+    pub fn inode_number(&self, path: &Path) -> Option<usize> {
+        self.names.get(path).copied()
+    }
+
     /// All names of what `path` is a name of.
     pub fn names_of(&self, path: &Path) -> impl Iterator<Item = &Path> {
         let inode = self.names.get(path).copied();

@@ -1,0 +1,495 @@
+//! Every crash state of a recording: epoch by epoch, set of steps by set of steps.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use super::contents::{At, Cache, Choice, Tree, View, later};
+use super::fingerprint::Fingerprint;
+use super::names::{Finder, NamesView, relevant};
+use super::profile::Pushes;
+use super::survivor::CrashState;
+use super::{Ino, Kind, Lowered, StepChange, Time};
+
+/// What a state file is in a crash state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// Nothing.
+    Missing,
+    /// A directory, or a symbolic link that leads nowhere.
+    NoFile,
+    /// A file of this size and fingerprint.
+    File(u64, Fingerprint),
+}
+
+/// A crash state on its way to the judge.
+pub struct Found<'a> {
+    /// The earliest moment at which it is legal in its epoch.
+    pub moment: Time,
+    /// The last one.
+    pub last_moment: Time,
+    /// What the state files are, in the order of [`Walk::paths`].
+    pub files: &'a [Seen],
+    /// How to make it again.
+    pub recipe: Recipe<'a>,
+}
+
+/// How a crash state was made.
+pub struct Recipe<'a> {
+    barrier: Time,
+    moment: Time,
+    steps: &'a [u32],
+    trees: &'a [Tree],
+    nodes: &'a [u32],
+    stale: bool,
+}
+
+impl Recipe<'_> {
+    /// The crash state as plain data.
+    #[must_use]
+    pub fn state(&self) -> CrashState {
+        let mut steps = self.steps.to_vec();
+        steps.sort_unstable();
+        let changes = self.trees.iter().zip(self.nodes);
+        CrashState {
+            barrier: self.barrier.0,
+            moment: self.moment.0,
+            steps,
+            changes: changes.map(|(tree, node)| (tree.ino.0, tree.changes(*node))).collect(),
+            stale: self.stale,
+        }
+    }
+
+    /// How many micro-ops it has that are not forced.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let depth = |(tree, node): (&Tree, &u32)| tree.depth(*node);
+        self.steps.len() + self.trees.iter().zip(self.nodes).map(depth).sum::<usize>()
+    }
+}
+
+/// Whether a search goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    /// It does.
+    On,
+    /// It has had enough.
+    Stop,
+}
+
+/// Goes through the crash states of a recording.
+pub struct Walk<'a> {
+    pub(super) lowered: &'a Lowered,
+    /// The state files.
+    pub paths: &'a [PathBuf],
+    finder: Finder<'a>,
+    pub(super) relevant: Vec<bool>,
+    cache: Cache,
+    names: NamesView,
+    /// What is forced of each inode that was looked at.
+    forced: HashMap<Ino, Forced>,
+    /// The steps that are in the set and not forced, in their order.
+    pub(super) chosen: Vec<u32>,
+    is_chosen: Vec<bool>,
+    /// What the chosen steps push before them, by inode.
+    pushed: HashMap<Ino, Vec<(Time, Time)>>,
+    /// How many contents of one inode there may be.
+    pub nodes_max: usize,
+    /// How the contents of a set of steps are gone through.
+    pub(super) thorough: Thorough,
+}
+
+/// How many contents are looked at for a set of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thorough {
+    /// All.
+    All,
+    /// A sample, with this seed.
+    Sample(u64),
+}
+
+/// What is forced of an inode, up to some barrier.
+struct Forced {
+    view: View,
+    /// The first change that is not forced.
+    first_free: usize,
+    /// The barrier up to which that is so.
+    barrier: Option<Time>,
+}
+
+impl Forced {
+    fn new(at: At<'_>) -> Self {
+        Self { view: View::new(at.inode), first_free: 0, barrier: None }
+    }
+}
+
+/// One epoch.
+#[derive(Clone, Copy)]
+pub(super) struct Epoch {
+    /// The moment of the barrier before it; what is forced at or before it is there.
+    pub(super) barrier: Time,
+    /// Its last moment.
+    pub(super) last: Time,
+}
+
+/// Before anything is forced.
+const START: Time = Time(0);
+
+impl<'a> Walk<'a> {
+    /// A walk through the states that these files can be in.
+    #[must_use]
+    pub fn new(lowered: &'a Lowered, paths: &'a [PathBuf]) -> Self {
+        Self {
+            lowered,
+            paths,
+            finder: Finder::new(lowered),
+            relevant: relevant(lowered, paths),
+            cache: Cache::default(),
+            names: NamesView::new(lowered),
+            forced: HashMap::new(),
+            chosen: Vec::new(),
+            is_chosen: vec![false; lowered.steps.len()],
+            pushed: HashMap::new(),
+            nodes_max: usize::MAX,
+            thorough: Thorough::All,
+        }
+    }
+
+    /// Shows every crash state to `visit`. Says whether all were shown.
+    pub fn all(&mut self, visit: &mut dyn FnMut(&Found<'_>) -> Go) -> Complete {
+        let mut free: Vec<u32> = Vec::new();
+        let mut next_step = 0;
+        for epoch in self.epochs() {
+            self.enter(epoch, &mut free, &mut next_step);
+            if self.sets(epoch, &free, visit) == Complete::No {
+                return Complete::No;
+            }
+        }
+        Complete::Yes
+    }
+
+    pub(super) fn epochs(&self) -> Vec<Epoch> {
+        let barriers = self.lowered.barriers();
+        let starts = std::iter::once(START).chain(barriers.iter().copied());
+        let ends = barriers.iter().copied().chain([self.lowered.end()]);
+        // What is forced at a time counts from the moment after it.
+        starts.zip(ends).map(|(barrier, last)| Epoch { barrier, last }).collect()
+    }
+
+    /// Goes on to the next epoch: the steps that are forced now, and those that are free.
+    pub(super) fn enter(&mut self, epoch: Epoch, free: &mut Vec<u32>, next_step: &mut usize) {
+        let steps = &self.lowered.steps;
+        let from = *next_step;
+        while steps.get(*next_step).is_some_and(|step| step.time < epoch.last) {
+            *next_step += 1;
+        }
+        free.extend((from..*next_step).map(super::lower::count));
+        let (names, lowered) = (&mut self.names, self.lowered);
+        free.retain(|step| {
+            let forced = steps[*step as usize].forced <= epoch.barrier;
+            if forced {
+                names.apply(lowered, *step);
+            }
+            !forced
+        });
+    }
+
+    /// All legal sets of free steps.
+    fn sets(
+        &mut self,
+        epoch: Epoch,
+        free: &[u32],
+        visit: &mut dyn FnMut(&Found<'_>) -> Go,
+    ) -> Complete {
+        let order = Order::of(self.lowered, free, &self.relevant);
+        let mut unmet = order.unmet.clone();
+        let first: Vec<usize> =
+            (0..order.choices.len()).filter(|index| unmet[*index] == 0).collect();
+        if self.contents(epoch, visit) == Complete::No {
+            return Complete::No;
+        }
+        let mut way = vec![(first, 0, Vec::new(), usize::MAX)];
+        while let Some((open, next, _, _)) = way.last_mut() {
+            let Some(choice) = open.get(*next).copied() else {
+                let Some((_, _, undo, choice)) = way.pop() else { break };
+                self.take_back(undo);
+                for later in order.needed_by.get(choice).into_iter().flatten() {
+                    unmet[*later] += 1;
+                }
+                continue;
+            };
+            *next += 1;
+            let mut open = open[*next..].to_vec();
+            let undo = self.choose(&order.choices[choice]);
+            for later in &order.needed_by[choice] {
+                unmet[*later] -= 1;
+                if unmet[*later] == 0 {
+                    let place = open.partition_point(|other| other < later);
+                    open.insert(place, *later);
+                }
+            }
+            way.push((open, 0, undo, choice));
+            if self.contents(epoch, visit) == Complete::No {
+                while let Some((_, _, undo, _)) = way.pop() {
+                    self.take_back(undo);
+                }
+                return Complete::No;
+            }
+        }
+        Complete::Yes
+    }
+
+    /// Adds steps to the set, those that are not yet in it.
+    pub(super) fn choose(&mut self, steps: &[u32]) -> Vec<(u32, super::names::Undo)> {
+        let mut undo = Vec::new();
+        for step in steps {
+            if std::mem::replace(&mut self.is_chosen[*step as usize], true) {
+                continue;
+            }
+            self.chosen.push(*step);
+            undo.push((*step, self.names.apply(self.lowered, *step)));
+            let found = &self.lowered.steps[*step as usize];
+            if let Some((ino, how)) = found.pushes {
+                let pushed = self.pushed.entry(ino).or_default();
+                let before = pushed.last().copied().unwrap_or((Time(0), Time(0)));
+                pushed.push(later(before, how, found.time));
+            }
+        }
+        undo
+    }
+
+    pub(super) fn take_back(&mut self, undo: Vec<(u32, super::names::Undo)>) {
+        for (step, names) in undo.into_iter().rev() {
+            self.is_chosen[step as usize] = false;
+            self.chosen.pop();
+            self.names.undo(names);
+            if let Some((ino, _)) = self.lowered.steps[step as usize].pushes
+                && let Some(pushed) = self.pushed.get_mut(&ino)
+            {
+                pushed.pop();
+            }
+        }
+    }
+
+    /// All contents that the state files can have with the steps of the set.
+    pub(super) fn contents(
+        &mut self,
+        epoch: Epoch,
+        visit: &mut dyn FnMut(&Found<'_>) -> Go,
+    ) -> Complete {
+        let paths = self.paths;
+        let inos: Vec<Option<Ino>> =
+            paths.iter().map(|path| self.finder.find(&self.names, path)).collect();
+        let mut files: Vec<Ino> = inos
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|ino| self.lowered.inode(*ino).kind == Kind::File)
+            .collect();
+        files.sort_unstable();
+        files.dedup();
+        let trees: Vec<Tree> = files.iter().map(|ino| self.tree(epoch, *ino)).collect();
+        if trees.iter().any(|tree| !tree.complete) {
+            return Complete::No;
+        }
+        let place = |ino: &Option<Ino>| ino.map(|ino| files.binary_search(&ino).ok());
+        let places: Vec<Option<Option<usize>>> = inos.iter().map(place).collect();
+        let start = self.chosen.last().map(|step| self.lowered.steps[*step as usize].time);
+        let product = Product { epoch, steps: &self.chosen, trees: &trees, places: &places, start };
+        product.each(visit)
+    }
+
+    fn tree(&mut self, epoch: Epoch, ino: Ino) -> Tree {
+        self.advance(epoch, ino);
+        let at = At::new(self.lowered, ino);
+        let (lowered, is_chosen) = (self.lowered, &self.is_chosen);
+        let has_step = |step: u32| {
+            is_chosen[step as usize] || lowered.steps[step as usize].forced <= epoch.barrier
+        };
+        let nothing = (Time(0), Time(0));
+        let mut pushed =
+            self.pushed.get(&ino).and_then(|pushed| pushed.last()).copied().unwrap_or(nothing);
+        if lowered.flags.commit_waits_for_data {
+            let last = self.chosen.last();
+            let last = last.map(|step| lowered.steps[*step as usize].time);
+            pushed = last.map_or(pushed, |time| later(pushed, Pushes::Waits, time));
+        }
+        let choice =
+            Choice { has_step: &has_step, barrier: epoch.barrier, until: epoch.last, pushed };
+        let forced = self.forced.entry(ino).or_insert_with(|| Forced::new(at));
+        let (view, free, cache) = (&forced.view, forced.first_free, &mut self.cache);
+        match self.thorough {
+            Thorough::All => Tree::grow(at, view, free, &choice, cache, self.nodes_max),
+            Thorough::Sample(seed) => {
+                Tree::sample(at, view, free, &choice, cache, (self.nodes_max, seed))
+            }
+        }
+    }
+
+    /// Adds to what is known of an inode all that is forced in this epoch.
+    fn advance(&mut self, epoch: Epoch, ino: Ino) {
+        let at = At::new(self.lowered, ino);
+        let forced = self.forced.entry(ino).or_insert_with(|| Forced::new(at));
+        if forced.barrier == Some(epoch.barrier) {
+            return;
+        }
+        let is_new = |since: Time| {
+            since <= epoch.barrier && forced.barrier.is_none_or(|before| since > before)
+        };
+        let changes = &at.inode.changes;
+        let mut resizes = at.inode.resizes.iter().map(|step| &self.lowered.steps[*step as usize]);
+        let mut next = resizes.by_ref().find(|step| is_new(step.forced));
+        let mut view = forced.view.clone();
+        let resize = |view: &mut View, step: &super::Step, cache: &mut Cache| {
+            if let StepChange::Resize { length, cuts, .. } = step.change {
+                view.resize(at, cache, step.time, length, cuts);
+            }
+        };
+        let until = changes.partition_point(|change| change.time < epoch.last);
+        for change in &changes[forced.first_free..until] {
+            if !is_new(change.forced) {
+                continue;
+            }
+            while let Some(step) = next.filter(|step| step.time < change.time) {
+                resize(&mut view, step, &mut self.cache);
+                next = resizes.by_ref().find(|step| is_new(step.forced));
+            }
+            view.add(at, &mut self.cache, change);
+        }
+        while let Some(step) = next {
+            resize(&mut view, step, &mut self.cache);
+            next = resizes.by_ref().find(|step| is_new(step.forced));
+        }
+        forced.view = view;
+        while changes.get(forced.first_free).is_some_and(|c| c.forced <= epoch.barrier) {
+            forced.first_free += 1;
+        }
+        forced.barrier = Some(epoch.barrier);
+    }
+}
+
+/// Whether all states were shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complete {
+    /// They were.
+    Yes,
+    /// There are more.
+    No,
+}
+
+/// The order among the free steps that make a difference.
+pub(super) struct Order {
+    /// For each: itself and those that it needs and that make no difference by themselves.
+    pub(super) choices: Vec<Vec<u32>>,
+    unmet: Vec<u32>,
+    pub(super) needed_by: Vec<Vec<usize>>,
+}
+
+impl Order {
+    pub(super) fn of(lowered: &Lowered, free: &[u32], relevant: &[bool]) -> Self {
+        let in_order = lowered.flags.names == super::profile::Names::InOrder;
+        let mut order =
+            Self { choices: Vec::new(), unmet: Vec::new(), needed_by: Vec::<Vec<usize>>::new() };
+        // For each free step: the choices that it needs, and the steps that come along.
+        let mut known: HashMap<u32, (Vec<usize>, Vec<u32>)> = HashMap::new();
+        for step in free {
+            let (mut needs, mut along) = (Vec::<usize>::new(), Vec::new());
+            for need in &lowered.steps[*step as usize].needs {
+                if let Some((further, with)) = known.get(need) {
+                    needs.extend(further);
+                    along.extend(with);
+                }
+            }
+            along.push(*step);
+            needs.sort_unstable();
+            needs.dedup();
+            if in_order || relevant[*step as usize] {
+                let choice = order.choices.len();
+                order.unmet.push(super::lower::count(needs.len()));
+                for need in &needs {
+                    order.needed_by[*need].push(choice);
+                }
+                order.needed_by.push(Vec::new());
+                along.sort_unstable();
+                along.dedup();
+                order.choices.push(along);
+                known.insert(*step, (vec![choice], Vec::new()));
+            } else {
+                known.insert(*step, (needs, along));
+            }
+        }
+        order
+    }
+}
+
+/// All combinations of the contents of several inodes.
+struct Product<'a> {
+    epoch: Epoch,
+    steps: &'a [u32],
+    trees: &'a [Tree],
+    /// For each path: nothing, no file, or the tree of its file.
+    places: &'a [Option<Option<usize>>],
+    /// The time of the last step that was chosen.
+    start: Option<Time>,
+}
+
+impl Product<'_> {
+    fn each(&self, visit: &mut dyn FnMut(&Found<'_>) -> Go) -> Complete {
+        let mut nodes = vec![0_u32; self.trees.len()];
+        let mut files = vec![Seen::Missing; self.places.len()];
+        loop {
+            let some_stale = self.picked(&nodes).any(|node| node.stale.is_some());
+            for stale in [false, true] {
+                if stale && !some_stale {
+                    continue;
+                }
+                for (file, place) in files.iter_mut().zip(self.places) {
+                    *file = match place {
+                        None => Seen::Missing,
+                        Some(None) => Seen::NoFile,
+                        Some(Some(tree)) => {
+                            let node = &self.trees[*tree].nodes[nodes[*tree] as usize];
+                            let sum = if stale { node.stale.unwrap_or(node.sum) } else { node.sum };
+                            Seen::File(node.size, sum)
+                        }
+                    };
+                }
+                // A micro-op is there from the moment after its time on, and a forced one, too.
+                let times = self.picked(&nodes).map(|node| node.time).chain(self.start);
+                let latest = times.max().unwrap_or(Time(0)).max(self.epoch.barrier);
+                let moment = Time(latest.0 + 1).min(self.epoch.last);
+                let recipe = Recipe {
+                    barrier: self.epoch.barrier,
+                    moment,
+                    steps: self.steps,
+                    trees: self.trees,
+                    nodes: &nodes,
+                    stale,
+                };
+                let last_moment = self.epoch.last;
+                let found = Found { moment, last_moment, files: &files, recipe };
+                if visit(&found) == Go::Stop {
+                    return Complete::No;
+                }
+            }
+            if !self.advance(&mut nodes) {
+                return Complete::Yes;
+            }
+        }
+    }
+
+    fn picked<'b>(&'b self, nodes: &'b [u32]) -> impl Iterator<Item = &'b super::contents::Node> {
+        self.trees.iter().zip(nodes).map(|(tree, node)| &tree.nodes[*node as usize])
+    }
+
+    /// Goes on to the next combination.
+    fn advance(&self, nodes: &mut [u32]) -> bool {
+        for (tree, node) in self.trees.iter().zip(nodes) {
+            *node += 1;
+            if (*node as usize) < tree.nodes.len() {
+                return true;
+            }
+            *node = 0;
+        }
+        false
+    }
+}

@@ -1,0 +1,386 @@
+//! The enumeration of crash states against a slow and obvious reference: every subset of the
+//! micro-ops of 1,000 random programs, by the three rules that `power` begins with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crashtest::model::{Files, Node};
+use crashtest::op::{ByteOffset, Call, Effect, Op, Trace};
+use crashtest::outcome::{Content as Bytes, Survivor};
+use crashtest::power::lower::lower;
+use crashtest::power::profile::{EMBEDDED, Names, Profile, Pushes};
+use crashtest::power::walk::{Complete, Go, Seen, Walk};
+use crashtest::power::{Content, Ino, Kind, Lowered, StepChange, Time};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const PROGRAMS: u64 = 1000;
+/// The reference tries 2^n subsets.
+const FREE_MAX: usize = 13;
+
+/// What the state files are; a missing one is not in it.
+type State = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A micro-op: a step, or a change of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Micro {
+    Step(u32),
+    Change(u32, u32),
+}
+
+/// The reference: knows the micro-ops and the rules, and nothing of how they are enumerated.
+struct Reference<'a> {
+    lowered: &'a Lowered,
+    all: Vec<Micro>,
+}
+
+impl<'a> Reference<'a> {
+    fn new(lowered: &'a Lowered) -> Self {
+        let steps = (0..lowered.steps.len()).map(|step| Micro::Step(step as u32));
+        let changes = lowered.inodes.iter().enumerate().flat_map(|(ino, inode)| {
+            (0..inode.changes.len()).map(move |change| Micro::Change(ino as u32, change as u32))
+        });
+        Self { lowered, all: steps.chain(changes).collect() }
+    }
+
+    fn times(&self, micro: Micro) -> (Time, Time) {
+        match micro {
+            Micro::Step(step) => {
+                let step = &self.lowered.steps[step as usize];
+                (step.time, step.forced)
+            }
+            Micro::Change(ino, change) => {
+                let change = &self.lowered.inodes[ino as usize].changes[change as usize];
+                (change.time, change.forced)
+            }
+        }
+    }
+
+    fn needs(&self, micro: Micro) -> Vec<Micro> {
+        match micro {
+            Micro::Step(index) => {
+                let step = &self.lowered.steps[index as usize];
+                let mut needs: Vec<_> = step.needs.iter().map(|need| Micro::Step(*need)).collect();
+                for (ino, inode) in self.lowered.inodes.iter().enumerate() {
+                    for (change, found) in inode.changes.iter().enumerate() {
+                        let is_size = matches!(found.what, Content::Size(_));
+                        let pushed = match step.pushes {
+                            Some((of, Pushes::Waits)) => of.0 as usize == ino,
+                            Some((of, Pushes::Allocates)) => of.0 as usize == ino && is_size,
+                            _ => false,
+                        };
+                        let waits = self.lowered.flags.commit_waits_for_data;
+                        if found.time < step.time && (pushed || waits) {
+                            needs.push(Micro::Change(ino as u32, change as u32));
+                        }
+                    }
+                }
+                needs
+            }
+            Micro::Change(ino, index) => {
+                let change = &self.lowered.inodes[ino as usize].changes[index as usize];
+                let own = change.needs.iter().map(|need| Micro::Change(ino, *need));
+                let steps = change.resize.into_iter().chain(change.commit).map(Micro::Step);
+                own.chain(steps).collect()
+            }
+        }
+    }
+
+    /// The state files of every legal set at every moment.
+    fn states(&self, paths: &[PathBuf]) -> Option<BTreeSet<State>> {
+        let mut states = BTreeSet::new();
+        for moment in 0..=self.lowered.end().0 {
+            let moment = Time(moment);
+            let (mut forced, mut free) = (Vec::new(), Vec::new());
+            for micro in &self.all {
+                match self.times(*micro) {
+                    (_, since) if since < moment => forced.push(*micro),
+                    (time, _) if time < moment => free.push(*micro),
+                    _ => {}
+                }
+            }
+            if free.len() > FREE_MAX {
+                return None;
+            }
+            let needs: Vec<_> = free.iter().map(|micro| self.needs(*micro)).collect();
+            for subset in 0..1_u32 << free.len() {
+                let is_in = |n: usize| subset >> n & 1 == 1;
+                let set: BTreeSet<Micro> = forced
+                    .iter()
+                    .copied()
+                    .chain((0..free.len()).filter(|n| is_in(*n)).map(|n| free[n]))
+                    .collect();
+                let legal = (0..free.len())
+                    .all(|n| !is_in(n) || needs[n].iter().all(|need| set.contains(need)));
+                if legal {
+                    states.extend(self.survivors(&set, paths));
+                }
+            }
+        }
+        Some(states)
+    }
+
+    /// Applies the set in the order of time, byte by byte.
+    fn survivors(&self, set: &BTreeSet<Micro>, paths: &[PathBuf]) -> Vec<State> {
+        let mut names = self.lowered.first.clone();
+        for micro in set {
+            if let Micro::Step(step) = micro
+                && let StepChange::Names(changes) = &self.lowered.steps[*step as usize].change
+            {
+                for (entry, ino) in changes {
+                    names[entry.0 as usize] = *ino;
+                }
+            }
+        }
+        let look = |stale: bool| -> State {
+            let file = |path: &PathBuf| {
+                let mut ino = Ino(0);
+                for name in path.iter() {
+                    let entries = self.lowered.entries.iter();
+                    let place = entries
+                        .clone()
+                        .position(|entry| entry.directory == ino && entry.name == name)?;
+                    ino = names[place]?;
+                }
+                match self.lowered.inode(ino).kind {
+                    Kind::File => Some((path.clone(), self.bytes(set, ino, stale))),
+                    _ => None,
+                }
+            };
+            paths.iter().filter_map(file).collect()
+        };
+        vec![look(false), look(true)]
+    }
+
+    fn bytes(&self, set: &BTreeSet<Micro>, ino: Ino, stale: bool) -> Vec<u8> {
+        enum Event<'b> {
+            Resize(u64),
+            Size(u64),
+            Data(u64, std::borrow::Cow<'b, [u8]>),
+        }
+        let inode = self.lowered.inode(ino);
+        let mut events: Vec<(Time, usize, Event<'_>)> = Vec::new();
+        for step in &inode.resizes {
+            let found = &self.lowered.steps[*step as usize];
+            if let (true, StepChange::Resize { length, .. }) =
+                (set.contains(&Micro::Step(*step)), &found.change)
+            {
+                events.push((found.time, 0, Event::Resize(*length)));
+            }
+        }
+        for (index, change) in inode.changes.iter().enumerate() {
+            if set.contains(&Micro::Change(ino.0, index as u32)) {
+                let event = match change.what {
+                    Content::Size(size) => Event::Size(size),
+                    Content::Data { lane, piece } => {
+                        let piece = &inode.lanes[lane as usize].pieces[piece as usize - 1];
+                        Event::Data(piece.at, self.lowered.data(piece))
+                    }
+                };
+                events.push((change.time, 1 + index, event));
+            }
+        }
+        events.sort_by_key(|(time, index, _)| (*time, *index));
+        // Bytes as far as they were written, and which of them are of somebody.
+        let mut size = inode.first.len() as u64;
+        let mut bytes: Vec<Option<u8>> = inode.first.iter().map(|byte| Some(*byte)).collect();
+        let (mut sized_at, mut cuts) = (Time(0), Vec::new());
+        for (time, _, event) in &events {
+            match event {
+                Event::Resize(length) => {
+                    (size, sized_at) = (*length, *time);
+                    bytes.truncate(*length as usize);
+                    cuts.push((*time, *length));
+                }
+                Event::Size(length) => (size, sized_at) = (*length, *time),
+                Event::Data(at, data) => {
+                    let end = *at as usize + data.len();
+                    bytes.resize(bytes.len().max(end), None);
+                    for (n, byte) in data.iter().enumerate() {
+                        bytes[*at as usize + n] = Some(*byte);
+                    }
+                }
+            }
+        }
+        bytes.resize(size as usize, None);
+        let block = self.lowered.block_bytes as usize;
+        let promised = |number: usize| {
+            let start = (number * block) as u64;
+            let cut = cuts.iter().filter(|(_, length)| *length <= start).map(|(time, _)| *time);
+            let cut = cut.max();
+            inode.lanes.iter().filter(|lane| lane.block == number as u64).any(|lane| {
+                let since = |time: Time| cut.is_none_or(|cut| time > cut);
+                lane.pieces.iter().any(|piece| piece.time <= sized_at && since(piece.time))
+            })
+        };
+        let stale = stale
+            && self.lowered.flags.unwritten == crashtest::power::profile::Unwritten::Anything;
+        for (number, bytes) in bytes.chunks_mut(block).enumerate() {
+            if stale && bytes.iter().all(Option::is_none) && promised(number) {
+                bytes.fill(Some(crashtest::power::contents::STALE_BYTE));
+            }
+        }
+        bytes.into_iter().map(Option::unwrap_or_default).collect()
+    }
+}
+
+/// A small program that makes sense to a kernel.
+struct Program {
+    random: ChaCha8Rng,
+    files: Files,
+    ops: Vec<Op>,
+}
+
+const FILES: [&str; 3] = ["s", "t", "d/u"];
+
+impl Program {
+    fn random(seed: u64) -> (Files, Trace) {
+        let mut before = Files::default();
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        before.insert("d".into(), Node::Directory);
+        if random.random_bool(0.7) {
+            let length = random.random_range(0..1200);
+            before.insert("s".into(), Node::File(vec![b'a'; length]));
+        }
+        let mut program = Self { random, files: before.clone(), ops: Vec::new() };
+        for _ in 0..program.random.random_range(2..9) {
+            program.op();
+        }
+        (before, Trace { ops: program.ops, ..Trace::default() })
+    }
+
+    fn any(&mut self) -> PathBuf {
+        FILES[self.random.random_range(0..FILES.len())].into()
+    }
+
+    fn length(&self, path: &Path) -> Option<u64> {
+        self.files.bytes(path).map(|bytes| bytes.len() as u64)
+    }
+
+    fn op(&mut self) {
+        let path = self.any();
+        let length = self.length(&path);
+        let there = length.is_some();
+        let (call, effect) = match self.random.random_range(0..14) {
+            0 | 1 => {
+                let truncate = self.random.random_bool(0.6);
+                (Call::Open, Effect::Open { path, create: true, truncate })
+            }
+            2..=5 if there => {
+                let offset = match self.random.random_range(0..3) {
+                    0 => 0,
+                    1 => length.unwrap_or(0),
+                    _ => self.random.random_range(0..1100),
+                };
+                let fill = b'A' + (self.ops.len() as u8 % 26);
+                let data = vec![fill; self.random.random_range(1..1100)];
+                (Call::Write, Effect::Write { path, offset: ByteOffset(offset), data })
+            }
+            6 if there => {
+                let length = ByteOffset(self.random.random_range(0..1500));
+                (Call::Truncate, Effect::Truncate { path, length })
+            }
+            7 if there => (Call::Close, Effect::Close { path }),
+            8 if there => {
+                let to = self.any();
+                (Call::Rename, Effect::Rename { from: path, to, exchange: false })
+            }
+            9 if there => (Call::Unlink, Effect::Unlink { path }),
+            10 if there => {
+                let call = [Call::Fsync, Call::Fdatasync][self.random.random_range(0..2)];
+                (call, Effect::Sync { path })
+            }
+            11 => (Call::Fsync, Effect::Sync { path: ["", "d"][self.random.random_range(0..2)].into() }),
+            12 if there && !FILES.iter().all(|file| self.files.get(Path::new(file)).is_some()) => {
+                let free = FILES.iter().find(|file| self.files.get(Path::new(file)).is_none());
+                (Call::Link, Effect::Link { from: path, to: free.unwrap().into() })
+            }
+            13 if self.random.random_bool(0.2) => (Call::Sync, Effect::Sync { path: "".into() }),
+            _ => return,
+        };
+        let flags = match (call, self.random.random_range(0..8)) {
+            (Call::Write, 0) => libc::O_DSYNC,
+            (Call::Write, 1) => libc::O_SYNC,
+            _ => 0,
+        };
+        let op = Op { flags, ..Op::new(call, 1, effect, 1) };
+        if self.files.apply(&op).is_ok() {
+            self.ops.push(op);
+        }
+    }
+}
+
+fn of_survivor(survivor: &Survivor) -> State {
+    let bytes = |(path, content): (&PathBuf, &Bytes)| match content {
+        Bytes::Bytes(bytes) => Some((path.clone(), bytes.clone())),
+        Bytes::Other(_) => None,
+    };
+    survivor.files.iter().filter_map(bytes).collect()
+}
+
+/// What the walk finds: the bytes, and for each fingerprint, that it stands for one state only.
+fn enumerated(lowered: &Lowered, paths: &[PathBuf]) -> BTreeSet<State> {
+    let mut known: std::collections::HashMap<Vec<Seen>, State> = std::collections::HashMap::new();
+    let complete = Walk::new(lowered, paths).all(&mut |found| {
+        let state = of_survivor(&found.recipe.state().survivor(lowered, paths));
+        let before = known.insert(found.files.to_vec(), state.clone());
+        assert!(before.is_none_or(|before| before == state), "a fingerprint of two states");
+        Go::On
+    });
+    assert_eq!(complete, Complete::Yes);
+    let states: BTreeSet<State> = known.values().cloned().collect();
+    assert_eq!(states.len(), known.len(), "two fingerprints of one state");
+    states
+}
+
+/// A state as runs of equal bytes.
+fn runs(state: &State) -> String {
+    let file = |(path, bytes): (&PathBuf, &Vec<u8>)| {
+        let runs = bytes.chunk_by(|a, b| a == b).map(|run| format!("{:x}*{}", run[0], run.len()));
+        format!("{}: {}", path.display(), runs.collect::<Vec<_>>().join(" "))
+    };
+    state.iter().map(file).collect::<Vec<_>>().join("; ")
+}
+
+fn shown(op: &Op) -> String {
+    match &op.effect {
+        Effect::Write { path, offset, data } => {
+            format!("write {} {} {:x}*{} {:o}", path.display(), offset.0, data[0], data.len(), op.flags)
+        }
+        other => format!("{} {other:?}", op.call.name()),
+    }
+}
+
+#[test]
+fn the_states_of_random_programs_are_those_of_every_subset() {
+    let paths: Vec<PathBuf> = FILES.iter().map(PathBuf::from).collect();
+    let (mut compared, mut most, mut seed) = (BTreeMap::new(), 0, 0);
+    while compared.values().min().is_none_or(|least| *least < PROGRAMS) {
+        let (before, trace) = Program::random(seed);
+        let trace = Arc::new(trace);
+        for (name, _) in EMBEDDED {
+            let profile = Profile::find(name).unwrap();
+            let lowered = lower(&trace, &before, &profile.flags).unwrap();
+            let Some(expected) = Reference::new(&lowered).states(&paths) else { continue };
+            let found = enumerated(&lowered, &paths);
+            let missing: Vec<_> = expected.difference(&found).collect();
+            let extra: Vec<_> = found.difference(&expected).collect();
+            assert!(
+                missing.is_empty() && extra.is_empty(),
+                "{name}, seed {seed}: {} missing, {} too many\n{}\n{}\n{}",
+                missing.len(),
+                extra.len(),
+                trace.ops.iter().map(shown).collect::<Vec<_>>().join("\n"),
+                missing.first().map_or("none".to_owned(), |state| runs(state)),
+                extra.first().map_or("none".to_owned(), |state| runs(state))
+            );
+            most = most.max(found.len());
+            *compared.entry(name).or_insert(0) += 1;
+        }
+        seed += 1;
+        assert!(seed < 20 * PROGRAMS, "too few programs are small enough: {compared:?}");
+    }
+    // The test says something only if there was a choice.
+    assert!(most > 50, "{most}");
+}

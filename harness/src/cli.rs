@@ -75,6 +75,16 @@ pub struct Run {
     /// How many calls fail in one run: 2 for each pair of a failure and another in its handling
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub depth: Option<u8>,
+    /// Of a loss of power: the profiles of file systems, separated by commas; a built-in one or the path
+    /// of a profile file [default: the scenario's]
+    #[arg(long, value_name = "NAME|PATH", value_delimiter = ',')]
+    pub profile: Vec<String>,
+    /// Of a loss of power: how many crash states there may be before a sample must do
+    #[arg(long, value_name = "N")]
+    pub states_max: Option<u64>,
+    /// Of a loss of power: begin without a state file, so that the first save makes it
+    #[arg(long, conflicts_with = "program")]
+    pub first_save: bool,
     /// Kill after a random time instead, with no tracing at all
     #[arg(long)]
     pub timing: bool,
@@ -91,7 +101,7 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]

@@ -13,6 +13,8 @@ use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
 use crate::os::signals;
 use crate::plan::Seed;
+use crate::power::profile::Profile;
+use crate::poweroff::Power;
 use crate::replay;
 use crate::report::{self, table};
 use crate::results::{self, RunDirectory};
@@ -139,6 +141,7 @@ fn request(options: &cli::Run) -> Result<Request> {
             seed: plan.seed,
             trials: plan.trials,
             reach: plan.reach,
+            power: plan.power,
             subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
             promises: plan.promises,
             command_line: plan.command_line,
@@ -161,7 +164,7 @@ fn request(options: &cli::Run) -> Result<Request> {
         }
         // What is not looked at is not promised: without an ack no save is owed to anybody, and
         // without a command that recovers nothing is recovered.
-        if command.ack.is_none() {
+        if command.ack.is_none() && scenario.fault != FaultKind::PowerLoss {
             promises.remove(&Promise::Durable);
         }
         if command.recover.is_none() {
@@ -181,8 +184,10 @@ fn request(options: &cli::Run) -> Result<Request> {
     }
     let trials = trials(options, &scenario, fault)?;
     let reach = reach(options, &scenario, fault)?;
+    let power = power(options, &scenario, fault)?;
     Ok(Request {
         fault,
+        power,
         reach,
         granularity: options.granularity.unwrap_or(scenario.granularity),
         seed: Seed(match options.seed {
@@ -267,6 +272,40 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
         (None, None) => reach.depth,
     };
     Ok(reach)
+}
+
+/// What a loss of power is derived for: as the scenario says, unless the command line says otherwise.
+fn power(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Power> {
+    let mut power = scenario.power.clone();
+    let given = [
+        (!options.profile.is_empty(), "--profile"),
+        (options.states_max.is_some(), "--states-max"),
+        (options.first_save, "--first-save"),
+    ];
+    if let Some((_, option)) = given.iter().find(|(given, _)| *given)
+        && fault != FaultKind::PowerLoss
+    {
+        let name = &scenario.name;
+        return Err(Error::usage(format!("{option} has no meaning in the scenario `{name}`"))
+            .help("use the scenario poweroff"));
+    }
+    if fault != FaultKind::PowerLoss {
+        return Ok(power);
+    }
+    if !options.profile.is_empty() {
+        power.profiles.clone_from(&options.profile);
+    }
+    for profile in &power.profiles {
+        Profile::find(profile)?;
+    }
+    power.states_max = options.states_max.unwrap_or(power.states_max);
+    if power.states_max == 0 {
+        return Err(
+            Error::usage("no crash states were asked for").help("give --states-max 1 or more")
+        );
+    }
+    power.first_save |= options.first_save;
+    Ok(power)
 }
 
 /// A size such as `64M`, in bytes.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
+use crate::power::Time;
+use crate::power::survivor::CrashState;
 
 /// What a trial does to its subject.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -28,6 +30,17 @@ pub enum Fault {
     Errno(Failing),
     /// There is little space left on a real file system.
     DiskFull(DiskFull),
+    /// The power goes; nothing is run for that, what is left follows from a recording.
+    PowerLoss(PowerLoss),
+}
+
+/// What the disk had when the power went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PowerLoss {
+    /// The profile of the file system.
+    pub profile: String,
+    /// The micro-ops of the recording that had reached the disk, and the moment.
+    pub state: CrashState,
 }
 
 /// Which calls fail.
@@ -94,6 +107,8 @@ pub enum FaultKind {
     Errno,
     /// A full file system.
     DiskFull,
+    /// Loss of power, by enumeration.
+    PowerLoss,
 }
 
 /// Where a trial strikes, without how: violations of one place are kept once.
@@ -184,6 +199,11 @@ pub enum Struck {
         /// What it returned: bytes, or minus the error number.
         result: i64,
     },
+    /// The disk, when so many ops had been done or begun.
+    Power {
+        /// How many.
+        ops: usize,
+    },
     /// No call that was followed; but the subject ended otherwise than with enough space.
     Unseen,
     /// A moment, in a run that was not traced.
@@ -204,6 +224,7 @@ impl Fault {
             Self::KillAfter { .. } => FaultKind::KillAfter,
             Self::Errno(_) => FaultKind::Errno,
             Self::DiskFull(_) => FaultKind::DiskFull,
+            Self::PowerLoss(_) => FaultKind::PowerLoss,
         }
     }
 
@@ -214,7 +235,9 @@ impl Fault {
             Self::Kill(strike) => strike.nature,
             Self::ShortWrite(_) => Nature::Forced,
             Self::Errno(Failing { way: Way::Short(_), .. }) => Nature::Forced,
-            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) => Nature::Natural,
+            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) | Self::PowerLoss(_) => {
+                Nature::Natural
+            }
         }
     }
 
@@ -223,7 +246,9 @@ impl Fault {
     pub fn op(&self) -> Option<OpIndex> {
         match self {
             Self::Kill(strike) | Self::ShortWrite(strike) => Some(strike.op),
-            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) => None,
+            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) | Self::PowerLoss(_) => {
+                None
+            }
         }
     }
 
@@ -238,6 +263,7 @@ impl Fault {
                 Place::Call(failing.family, failing.nth, second)
             }
             Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
+            Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
         }
     }
 
@@ -265,12 +291,20 @@ impl Fault {
     }
 }
 
+impl PowerLoss {
+    /// How many ops had been done, or begun, when the power went.
+    #[must_use]
+    pub fn ops(&self) -> usize {
+        Time(self.state.moment).ops_begun()
+    }
+}
+
 impl FaultKind {
     /// Whether the subject itself is told that something failed, and may report or hide it.
     #[must_use]
     pub fn is_told(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter => false,
+            Self::Kill | Self::KillAfter | Self::PowerLoss => false,
             Self::ShortWrite | Self::Errno | Self::DiskFull => true,
         }
     }
@@ -279,7 +313,7 @@ impl FaultKind {
     #[must_use]
     pub fn is_swept(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::ShortWrite => false,
+            Self::Kill | Self::KillAfter | Self::ShortWrite | Self::PowerLoss => false,
             Self::Errno | Self::DiskFull => true,
         }
     }
@@ -333,6 +367,9 @@ impl fmt::Display for Fault {
             Self::KillAfter { delay_us } => write!(f, "SIGKILL after {delay_us:?}"),
             Self::Errno(failing) => failing.fmt(f),
             Self::DiskFull(full) => full.fmt(f),
+            Self::PowerLoss(loss) => {
+                write!(f, "power loss on {} after {} ops", loss.profile, loss.ops())
+            }
         }
     }
 }
@@ -377,6 +414,7 @@ impl fmt::Display for Struck {
             }
             Self::Moment { delay_us } => write!(f, "after {delay_us:?}"),
             Self::Unseen => f.write_str("no call that was seen"),
+            Self::Power { ops } => write!(f, "the disk, when {ops} ops had been done or begun"),
         }
     }
 }

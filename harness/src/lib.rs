@@ -43,6 +43,7 @@ pub mod inject;
 pub mod lab;
 pub mod os;
 pub mod pool;
+pub mod poweroff;
 pub mod prepare;
 pub mod progress;
 pub mod replay;

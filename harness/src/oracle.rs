@@ -74,11 +74,16 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
     for file in history.files() {
         let content = outcome.survivor.files.get(file);
         let op = outcome.fault.op().map(|op| op.0);
+        // What was there before the first save is a version, and the power can bring it back.
+        let goes_back = matches!(outcome.fault, Fault::PowerLoss(_));
         // Where there was none at the start, one that was promised and never came has not vanished.
         let never_came = is_told(outcome)
             && all_promised(outcome, history)
             && history.versions.first().is_some_and(|first| !first.contains_key(file));
-        let vanished = content.is_none() && !never_came && !history.may_be_missing(file, op, owed);
+        let vanished = content.is_none()
+            && !goes_back
+            && !never_came
+            && !history.may_be_missing(file, op, owed);
         if begun_and_left(content, history, file, owed) {
             continue;
         }

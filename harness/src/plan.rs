@@ -193,7 +193,10 @@ impl Sampler {
     #[must_use]
     pub fn population(&self) -> Option<u64> {
         match self.kind {
-            FaultKind::KillAfter | FaultKind::Errno | FaultKind::DiskFull => None,
+            FaultKind::KillAfter
+            | FaultKind::Errno
+            | FaultKind::DiskFull
+            | FaultKind::PowerLoss => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }

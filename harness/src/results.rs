@@ -17,6 +17,8 @@ use crate::fault::FaultKind;
 use crate::fault::Injection;
 use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Seed, Sites};
+use crate::power::explain::Explanation;
+use crate::poweroff::Power;
 use crate::record::Record;
 use crate::scenario::Scenario;
 use crate::subject::Subject;
@@ -53,6 +55,9 @@ pub struct Plan {
     pub trials: Option<u64>,
     /// How far a sweep goes.
     pub reach: Reach,
+    /// What a loss of power is derived for.
+    #[serde(default)]
+    pub power: Power,
     /// The kind of fault.
     pub fault: FaultKind,
     /// Where faults may strike.
@@ -101,6 +106,9 @@ pub struct Kept {
     pub exit: Exit,
     /// What it did from the strike on.
     pub steps: Vec<Step>,
+    /// Why it broke, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 /// The directory of one run.
@@ -329,6 +337,7 @@ mod tests {
             acks: 0,
             verdict: Brief::Pass,
             leftovers: false,
+            reactions: Vec::new(),
             evidence: None,
         }
     }

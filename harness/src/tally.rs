@@ -65,6 +65,37 @@ impl Tally {
         }
     }
 
+    /// Counts crash states of a recording; all of them are struck, and by a power loss as it comes.
+    pub fn enter(&mut self, broken: &[ViolationKind], states: u64) {
+        self.struck += states;
+        let Some(first) = broken.first() else {
+            self.passed += states;
+            return;
+        };
+        self.violated.entry(*first).or_default().natural += states;
+        let promises: BTreeSet<_> = broken.iter().map(|kind| kind.promise()).collect();
+        for promise in promises {
+            *self.broken.entry(promise).or_default() += states;
+        }
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.struck += other.struck;
+        self.leftovers += other.leftovers;
+        for (kind, count) in &other.violated {
+            let sum = self.violated.entry(*kind).or_default();
+            (sum.natural, sum.forced) = (sum.natural + count.natural, sum.forced + count.forced);
+        }
+        for (promise, count) in &other.broken {
+            *self.broken.entry(*promise).or_default() += count;
+        }
+        for (why, count) in &other.inconclusive {
+            *self.inconclusive.entry(*why).or_default() += count;
+        }
+    }
+
     /// Trials in which a promise broke.
     #[must_use]
     pub fn failed(&self) -> u64 {

@@ -110,6 +110,7 @@ impl<'a> Worker<'a> {
             violations: violations.clone(),
             exit: outcome.exit,
             steps,
+            explanation: None,
         };
         self.directory.keep(&kept, outcome)?;
         Ok(Some(kept.id))

@@ -214,8 +214,8 @@ impl<'a> Reference<'a> {
                 lane.pieces.iter().any(|piece| piece.time <= sized_at && since(piece.time))
             })
         };
-        let stale = stale
-            && self.lowered.flags.unwritten == crashtest::power::profile::Unwritten::Anything;
+        let stale =
+            stale && self.lowered.flags.unwritten == crashtest::power::profile::Unwritten::Anything;
         for (number, bytes) in bytes.chunks_mut(block).enumerate() {
             if stale && bytes.iter().all(Option::is_none) && promised(number) {
                 bytes.fill(Some(crashtest::power::contents::STALE_BYTE));
@@ -291,7 +291,10 @@ impl Program {
                 let call = [Call::Fsync, Call::Fdatasync][self.random.random_range(0..2)];
                 (call, Effect::Sync { path })
             }
-            11 => (Call::Fsync, Effect::Sync { path: ["", "d"][self.random.random_range(0..2)].into() }),
+            11 => (
+                Call::Fsync,
+                Effect::Sync { path: ["", "d"][self.random.random_range(0..2)].into() },
+            ),
             12 if there && !FILES.iter().all(|file| self.files.get(Path::new(file)).is_some()) => {
                 let free = FILES.iter().find(|file| self.files.get(Path::new(file)).is_none());
                 (Call::Link, Effect::Link { from: path, to: free.unwrap().into() })
@@ -346,7 +349,14 @@ fn runs(state: &State) -> String {
 fn shown(op: &Op) -> String {
     match &op.effect {
         Effect::Write { path, offset, data } => {
-            format!("write {} {} {:x}*{} {:o}", path.display(), offset.0, data[0], data.len(), op.flags)
+            format!(
+                "write {} {} {:x}*{} {:o}",
+                path.display(),
+                offset.0,
+                data[0],
+                data.len(),
+                op.flags
+            )
         }
         other => format!("{} {other:?}", op.call.name()),
     }

@@ -13,9 +13,9 @@ use crashtest_targets::{Disk, Origin, STATE_FILE, read_file};
 use super::hand::{self, Done, Hand};
 use crate::error::{Context, Result};
 use crate::fault::{Fault, Injection, Struck};
-use crate::inject::Injector;
+use crate::inject::{Injector, Left};
 use crate::lab;
-use crate::outcome::{Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
+use crate::outcome::{Check, Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::plan::Sites;
 use crate::subject::BuiltIn;
 use crate::volume::{Filled, Volume};
@@ -112,7 +112,7 @@ impl<'a> BuiltInInjector<'a> {
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },
-            Fault::Errno(_) | Fault::DiskFull(_) => Struck::Unseen,
+            Fault::Errno(_) | Fault::DiskFull(_) | Fault::PowerLoss(_) => Struck::Unseen,
         }
     }
 }
@@ -142,6 +142,17 @@ impl Injector for BuiltInInjector<'_> {
             }
             _ => Ok(outcomes),
         }
+    }
+
+    fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)> {
+        let slot = &mut self.slots[0];
+        let shown = lab::remove_tree(&slot.directory)
+            .and_then(|()| fs::create_dir_all(&slot.directory))
+            .and_then(|()| left.unfold(&slot.directory))
+            .and_then(|()| slot.recover(self.subject));
+        // What the recovery left goes with the directory.
+        slot.others.clear();
+        Ok((Vec::new(), shown.context("show a survivor")?))
     }
 
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {

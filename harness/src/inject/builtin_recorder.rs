@@ -1,9 +1,11 @@
 //! The unbroken run of a built-in strategy.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
@@ -17,11 +19,14 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
     fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
     fs::write(directory.join(STATE_FILE), &subject.initial().json)
         .context("write the first state")?;
+    let done = Rc::new(Cell::new(0));
     let mut recorder = Recorder {
         disk: Disk::default(),
         root: directory,
         open: Vec::new(),
         trace: Trace::default(),
+        flags: 0,
+        done: Rc::clone(&done),
     };
     let started = Instant::now();
     let mut acks = Vec::new();
@@ -30,10 +35,11 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
     for version in subject.saved() {
         if saved.is_ok() {
             saved =
-                strategy.save(&mut recorder, directory, version, &mut |number| acks.push(number));
+                strategy.save(&mut recorder, directory, version, &mut |_| acks.push(done.get()));
         }
     }
     let duration = started.elapsed();
+    recorder.trace.acks = acks;
     saved
         .map_err(|error| Error::baseline(format!("`{}` cannot save: {error}", strategy.name())))?;
     let loaded = strategy.load(directory);
@@ -50,13 +56,19 @@ struct Recorder<'a> {
     /// Path and position of each open file.
     open: Vec<(PathBuf, u64)>,
     trace: Trace,
+    /// The flags of the open that is being made.
+    flags: i32,
+    /// How many ops have been done; an ack looks at it in the middle of a save.
+    done: Rc<Cell<usize>>,
 }
 
 impl Recorder<'_> {
     fn note(&mut self, call: Call, effect: Effect, result: i64) {
+        let flags = std::mem::take(&mut self.flags);
         let nth = 1 + self.trace.ops.iter().filter(|op| op.call == call).count();
         let nth = u32::try_from(nth).unwrap_or(u32::MAX);
-        self.trace.ops.push(Op::new(call, nth, effect, result));
+        self.trace.ops.push(Op { flags, ..Op::new(call, nth, effect, result) });
+        self.done.set(self.trace.ops.len());
     }
 
     fn relative(&self, path: &Path) -> PathBuf {
@@ -79,6 +91,13 @@ impl Storage for Recorder<'_> {
             self.open[id] = (self.relative(path), 0);
         }
         if how != Open::Directory {
+            self.flags = libc::O_WRONLY
+                | libc::O_CREAT
+                | match how {
+                    Open::Truncate => libc::O_TRUNC,
+                    Open::New => libc::O_EXCL,
+                    Open::Overwrite | Open::Directory => 0,
+                };
             let (path, truncate) = (self.relative(path), how == Open::Truncate);
             self.note(
                 Call::Open,

@@ -9,10 +9,11 @@ use super::checks::{Checks, Said, Shell};
 use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::history::History;
-use crate::inject::Injector;
+use crate::inject::{Injector, Left};
+use crate::lab;
 use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
@@ -243,6 +244,17 @@ impl Injector for CommandInjector<'_> {
 
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
         faults.iter().map(|fault| self.one(fault)).collect()
+    }
+
+    fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)> {
+        let root = self.runner.scope.root.clone();
+        self.reset()?;
+        lab::remove_files(&root)
+            .and_then(|()| left.unfold(&root))
+            .context(format_args!("make {} anew", root.display()))?;
+        self.runner.keep()?;
+        let checks = self.check(&left.survivor, left.acks)?;
+        Ok((checks, self.recover(&left.survivor, left.acks)?))
     }
 
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>> {

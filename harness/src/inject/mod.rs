@@ -1,11 +1,13 @@
 //! The seam between deciding and doing: a trial goes in, facts come out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::error::Result;
 use crate::fault::Fault;
-use crate::outcome::{Outcome, Step};
+use crate::outcome::{Check, Outcome, Recovery, Step, Survivor};
+use crate::power::survivor::Node;
 use crate::subject::{Kind, Prepared};
 use crate::volume::Volume;
 
@@ -23,6 +25,37 @@ pub mod striker;
 pub mod tracer;
 pub mod transfer;
 
+/// What is left of a run that was not made: a directory, and what the world was told.
+#[derive(Clone, Debug)]
+pub struct Left {
+    /// Everything in the directory.
+    pub directory: BTreeMap<PathBuf, Node>,
+    /// The state files.
+    pub survivor: Survivor,
+    /// How many acks had been given.
+    pub acks: u64,
+}
+
+impl Left {
+    /// Puts everything into `directory`, which is empty.
+    pub fn unfold(&self, directory: &Path) -> std::io::Result<()> {
+        // Directories come before what is in them.
+        for (path, node) in &self.directory {
+            // What lies outside is not ours to change.
+            if path.is_absolute() {
+                continue;
+            }
+            let path = directory.join(path);
+            match node {
+                Node::Directory => std::fs::create_dir_all(path)?,
+                Node::Symlink(target) => std::os::unix::fs::symlink(target, path)?,
+                Node::File(bytes) => std::fs::write(path, bytes)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Does trials.
 pub trait Injector {
     /// How many trials it does at once; asking for fewer is no error.
@@ -31,6 +64,8 @@ pub trait Injector {
     }
     /// Does trials and reports the facts of each.
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>>;
+    /// Shows the subject a directory as its next start would find it.
+    fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)>;
     /// Does a trial again to see what the subject does from the strike on.
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>>;
     /// Keeps a copy of what the next trial leaves, before any check or recovery.

@@ -73,6 +73,8 @@ use std::sync::Arc;
 
 mod barrier;
 pub mod contents;
+pub mod derive;
+pub mod explain;
 
 pub mod fingerprint;
 pub mod lower;
@@ -111,6 +113,12 @@ impl Time {
     #[must_use]
     pub fn of_barrier(self) -> Self {
         Self(self.0 + 1)
+    }
+
+    /// How many ops have been done, or begun, when the power goes at this moment.
+    #[must_use]
+    pub fn ops_begun(self) -> usize {
+        (self.0 as usize).saturating_sub(1) / 2
     }
 
     /// The op that has its effect, or its promise, at this time.
@@ -298,6 +306,12 @@ impl Lowered {
     #[must_use]
     pub fn end(&self) -> Time {
         Time::after_ops(self.trace.ops.len())
+    }
+
+    /// How many acks had been given at a moment.
+    #[must_use]
+    pub fn acks_at(&self, moment: Time) -> usize {
+        self.trace.acks.partition_point(|ops| Time::after_ops(*ops) <= moment)
     }
 
     /// The bytes of a piece; zeros of a call that writes none by itself.

@@ -140,7 +140,7 @@ impl CrashState {
 }
 
 /// What a name in a survivor leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Node {
     /// A regular file.
     File(Vec<u8>),

@@ -11,6 +11,7 @@ use crate::scenario::{Expectation, Surprise};
 use crate::tally::{Interval, Tally};
 use crate::verdict::{Promise, ViolationKind};
 
+pub mod power;
 pub mod replay;
 pub mod table;
 
@@ -66,6 +67,9 @@ pub struct Row {
     pub kept: Vec<KeptLine>,
     /// What people should know.
     pub notes: Vec<String>,
+    /// What a loss of power leaves, by profile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cells: Vec<power::Cell>,
     /// How a sweep ended, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<Swept>,
@@ -100,7 +104,10 @@ impl Row {
     /// Where this differs from what was expected.
     #[must_use]
     pub fn surprises(&self, promises: &BTreeSet<Promise>) -> Vec<Surprise> {
-        self.expectation.surprises(&self.tally, promises)
+        if self.cells.is_empty() {
+            return self.expectation.surprises(&self.tally, promises);
+        }
+        self.cells.iter().flat_map(|cell| cell.surprises(promises)).collect()
     }
 
     /// One violation of each kind: the earliest trial.

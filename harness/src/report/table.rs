@@ -16,6 +16,12 @@ use crate::verdict::{Promise, Why};
 #[must_use]
 pub fn render(report: &Report, width: Option<u16>) -> String {
     let mut text = String::new();
+    if report.subjects.iter().any(|row| !row.cells.is_empty()) {
+        super::power::render(report, width, &mut text);
+        text += &conclusion(report);
+        text.push('\n');
+        return text;
+    }
     // Writing to a string can't fail.
     let _ = writeln!(text, "{}", table(report, width));
     for row in &report.subjects {
@@ -263,7 +269,7 @@ fn replay_lines(report: &Report, text: &mut String) {
 }
 
 /// Where the results are, as an option, unless they are in the usual place.
-fn place(report: &Report) -> String {
+pub(super) fn place(report: &Report) -> String {
     let parent = std::path::Path::new(&report.directory).parent();
     match parent.map(|parent| parent.display().to_string()) {
         Some(parent) if parent != DEFAULT_ROOT => format!(" --results {parent}"),
@@ -272,7 +278,7 @@ fn place(report: &Report) -> String {
 }
 
 /// What the user calls the command by.
-fn called(report: &Report) -> &str {
+pub(super) fn called(report: &Report) -> &str {
     report.command_line.first().map_or("crashtest", String::as_str)
 }
 

@@ -1,0 +1,444 @@
+//! Why a crash state breaks a promise, in words: what is durable too early, what is lost, and what
+//! would have helped.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::names::{Finder, relevant};
+use super::survivor::CrashState;
+use super::{Content, Ino, Kind, Lowered, StepChange, Time};
+use crate::op::{Call, Effect, Op};
+use crate::verdict::ViolationKind;
+
+/// What would have helped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remedy {
+    /// fsync of the new file before it is given its name.
+    SyncFile,
+    /// fsync of the directory before the ack.
+    SyncDirectory,
+    /// Both.
+    SyncFileAndDirectory,
+    /// A temporary file in the directory of the state, and not on another file system.
+    TempBeside,
+    /// A new file and a rename, and not writing over the old one.
+    ReplaceByRename,
+    /// A rename over the old file, and not removing it first.
+    KeepOldName,
+    /// The ack after the sync, and not before.
+    AckLater,
+    /// A checksum in each record.
+    Checksum,
+    /// Nothing that is known here.
+    Unknown,
+}
+
+impl Remedy {
+    /// It in words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::SyncFile => "missing fsync of the file: call fsync on it before the rename",
+            Self::SyncDirectory => {
+                "missing fsync of the directory: open it and call fsync on it before the ack"
+            }
+            Self::SyncFileAndDirectory => {
+                "missing fsync of the file and of the directory: before the rename the one, before \
+                 the ack the other"
+            }
+            Self::TempBeside => {
+                "the temporary file is on another file system, so that it is copied and not \
+                 renamed: make it in the directory of the state"
+            }
+            Self::ReplaceByRename => {
+                "in-place overwrite: write a temporary file, fsync it, rename it over the state"
+            }
+            Self::KeepOldName => "rename over the old file; do not remove it first",
+            Self::AckLater => "the ack comes too early: give it when the sync has returned",
+            Self::Checksum => {
+                "a record can be torn: give each a checksum, and let the load stop at a bad one"
+            }
+            Self::Unknown => "sync what is lost before what is durable, or before the ack",
+        }
+    }
+}
+
+/// Why a crash state breaks a promise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// How many ops had been done, or begun, when the power went.
+    pub after_ops: usize,
+    /// The ops that are lost, or parts of them, by their places in the recording.
+    pub lost: Vec<usize>,
+    /// The op whose durability the lost ones contradict.
+    pub durable: Option<usize>,
+    /// All of it in a sentence.
+    pub words: String,
+    /// What would have helped.
+    pub remedy: Remedy,
+    /// What explanations of the same cause have in common.
+    pub cause: String,
+}
+
+/// A crash state that breaks a promise.
+pub struct Broken<'a> {
+    /// The recording.
+    pub lowered: &'a Lowered,
+    /// The state files.
+    pub paths: &'a [PathBuf],
+    /// The state.
+    pub state: &'a CrashState,
+    /// The moment: when the power went, or later, when something was promised.
+    pub moment: Time,
+    /// What is broken first.
+    pub kind: ViolationKind,
+}
+
+impl Broken<'_> {
+    /// Says why.
+    #[must_use]
+    pub fn explain(&self) -> Explanation {
+        let lost = self.lost();
+        let (words, durable, remedy) = match self.kind {
+            ViolationKind::LostAck => self.lost_ack(&lost),
+            ViolationKind::Missing => self.missing(&lost),
+            _ => self.damaged(&lost),
+        };
+        let ops: BTreeSet<usize> =
+            lost.steps.iter().copied().chain(lost.writes.iter().map(|(op, _)| *op)).collect();
+        let calls: BTreeSet<String> = ops.iter().map(|op| self.role(*op)).collect();
+        let cause = format!(
+            "{} {remedy:?} {} / {}",
+            self.kind.name(),
+            durable.map_or_else(String::new, |op| self.role(op)),
+            calls.into_iter().collect::<Vec<_>>().join(", ")
+        );
+        let after_ops = self.moment.ops_begun();
+        Explanation { after_ops, lost: ops.into_iter().collect(), durable, words, remedy, cause }
+    }
+
+    fn op(&self, index: usize) -> &Op {
+        &self.lowered.trace.ops[index]
+    }
+
+    /// What an op is, whatever its number and the name of its temporary file.
+    fn role(&self, index: usize) -> String {
+        let op = self.op(index);
+        let name = |path: &Path| match self.paths.iter().any(|state| state == path) {
+            true => path.display().to_string(),
+            false => "another file".to_owned(),
+        };
+        format!("{} {}", op.call.name(), name(op.effect.path()))
+    }
+
+    /// All that had happened and is lost, and matters.
+    fn lost(&self) -> Lost {
+        let lowered = self.lowered;
+        let matters = relevant(lowered, self.paths);
+        let mut lost = Lost::default();
+        for (index, step) in lowered.steps.iter().enumerate() {
+            let number = super::lower::count(index);
+            if step.time < self.moment && matters[index] && !self.state.has_step(lowered, number) {
+                lost.steps.push(step.time.op());
+            }
+        }
+        let finder = Finder::new(lowered);
+        let (mut whole, state) = (self.state.clone(), self.state.names(lowered));
+        whole.steps = (0..super::lower::count(lowered.steps.len()))
+            .filter(|step| lowered.steps[*step as usize].time < self.moment)
+            .collect();
+        let whole = whole.names(lowered);
+        let inos: BTreeSet<Ino> = self
+            .paths
+            .iter()
+            .flat_map(|path| [finder.find(&state, path), finder.find(&whole, path)])
+            .flatten()
+            .filter(|ino| lowered.inode(*ino).kind == Kind::File)
+            .collect();
+        for ino in inos {
+            for (index, change) in lowered.inode(ino).changes.iter().enumerate() {
+                let number = super::lower::count(index);
+                if change.time < self.moment && !self.state.has_change(lowered, ino, number) {
+                    let bytes = match change.what {
+                        Content::Data { lane, piece } => {
+                            let lane = &lowered.inode(ino).lanes[lane as usize];
+                            lane.pieces[piece as usize - 1].length
+                        }
+                        Content::Size(_) => 0,
+                    };
+                    lost.writes.push((change.time.op(), (ino, bytes)));
+                }
+            }
+        }
+        lost
+    }
+
+    /// What the first state file leads to.
+    fn ino(&self) -> Option<Ino> {
+        let (finder, names) = (Finder::new(self.lowered), self.state.names(self.lowered));
+        self.paths.iter().find_map(|path| finder.find(&names, path))
+    }
+
+    /// The last step of the state that gave an inode its name, if it came after `time`.
+    fn naming(&self, ino: Ino) -> Option<usize> {
+        let gives = |change: &StepChange| match change {
+            StepChange::Names(changes) => changes.iter().any(|(_, to)| *to == Some(ino)),
+            _ => false,
+        };
+        let steps = self.lowered.steps.iter().enumerate().rev();
+        let mut steps = steps
+            .filter(|(index, _)| self.state.has_step(self.lowered, super::lower::count(*index)));
+        steps.find(|(_, step)| gives(&step.change)).map(|(_, step)| step.time.op())
+    }
+
+    fn damaged(&self, lost: &Lost) -> (String, Option<usize>, Remedy) {
+        let Some(ino) = self.ino() else { return self.missing(lost) };
+        let writes = lost.of(ino);
+        let naming = self.naming(ino);
+        let renamed = naming.filter(|op| {
+            matches!(self.op(*op).call, Call::Rename | Call::Link)
+                && writes.first().is_none_or(|(first, _)| first < op)
+        });
+        if let Some(op) = renamed {
+            let what = self.bytes_of(&writes);
+            let why = self.why_not_synced(&writes, op);
+            let words = format!("{} is durable, {what} not: {why}", self.name_of(op));
+            return (words, Some(op), Remedy::SyncFile);
+        }
+        if let Some(op) = self.crossed() {
+            let what = self.bytes_of(&writes);
+            let words = format!(
+                "{} failed with EXDEV, so that the file is copied over the state in place; {what} \
+                 not durable",
+                self.name_of(op)
+            );
+            return (words, Some(op), Remedy::TempBeside);
+        }
+        let cut = self.lowered.inode(ino).resizes.iter().rev().find(|step| {
+            self.state.has_step(self.lowered, **step)
+                && self.lowered.steps[**step as usize].time < self.moment
+        });
+        let cut = cut.map(|step| self.lowered.steps[*step as usize].time.op());
+        let appended = cut.is_none()
+            && writes.iter().all(|(op, _)| self.appends(*op, ino))
+            && !self.lowered.inode(ino).first.is_empty();
+        let state = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let after = lost.steps.first().copied();
+        let words = match (cut, writes.is_empty(), after) {
+            (Some(op), false, _) => format!(
+                "{state} is written in place: {} is durable, {} not",
+                self.name_of(op),
+                self.bytes_of(&writes)
+            ),
+            (None, false, _) if appended => {
+                format!("{state} has grown, {} not durable", self.bytes_of(&writes))
+            }
+            (None, false, _) => format!(
+                "{state} is written in place: {} not durable, other bytes are",
+                self.bytes_of(&writes)
+            ),
+            (_, true, Some(op)) => {
+                format!("{state} is written in place: {} is not durable", self.name_of(op))
+            }
+            (_, true, None) => format!(
+                "{state} is written in place, and the power went before {}",
+                self.next_write(ino)
+            ),
+        };
+        let remedy = if appended { Remedy::Checksum } else { Remedy::ReplaceByRename };
+        (words, cut, remedy)
+    }
+
+    /// What an in-place save does next.
+    fn next_write(&self, ino: Ino) -> String {
+        let changes = &self.lowered.inode(ino).changes;
+        match changes.iter().find(|change| change.time >= self.moment) {
+            Some(change) => format!("op {} wrote the rest", change.time.op()),
+            None => "the save was done".to_owned(),
+        }
+    }
+
+    fn appends(&self, op: usize, ino: Ino) -> bool {
+        let grows = |change: &&super::Change| matches!(change.what, Content::Size(_));
+        let changes = &self.lowered.inode(ino).changes;
+        changes.iter().filter(grows).any(|change| change.time.op() == op)
+    }
+
+    fn missing(&self, lost: &Lost) -> (String, Option<usize>, Remedy) {
+        let names = |op: &Op| match &op.effect {
+            Effect::Unlink { path } => self.paths.contains(path),
+            Effect::Rename { from, .. } => self.paths.contains(from),
+            _ => false,
+        };
+        let before = self.lowered.steps.iter().enumerate().rev().filter(|(index, step)| {
+            step.time < self.moment
+                && self.state.has_step(self.lowered, super::lower::count(*index))
+        });
+        let away = before.map(|(_, step)| step.time.op()).find(|op| names(self.op(*op)));
+        let Some(away) = away else { return self.lost_ack(lost) };
+        let back = lost.steps.iter().copied().find(|op| *op > away);
+        let words = match back {
+            Some(back) => {
+                format!("{} is durable, {} is not", self.name_of(away), self.name_of(back))
+            }
+            None => format!(
+                "{} is durable, and the power went before the new file had its name",
+                self.name_of(away)
+            ),
+        };
+        (words, Some(away), Remedy::KeepOldName)
+    }
+
+    fn lost_ack(&self, lost: &Lost) -> (String, Option<usize>, Remedy) {
+        let acks = self.lowered.trace.acks.iter().enumerate();
+        let mut acks = acks.filter(|(_, ops)| Time::after_ops(**ops) <= self.moment);
+        let (ack, ack_ops) = acks.next_back().map_or((0, 0), |(n, ops)| (n + 1, *ops));
+        let names_state = |op: &usize| match &self.op(*op).effect {
+            Effect::Rename { to, .. } | Effect::Link { to, .. } => self.paths.contains(to),
+            Effect::Open { path, .. } | Effect::Symlink { path, .. } => self.paths.contains(path),
+            _ => false,
+        };
+        let naming = lost.steps.iter().copied().rfind(names_state);
+        let save = self
+            .lowered
+            .trace
+            .ops
+            .iter()
+            .skip(ack_ops)
+            .take_while(|op| !matches!(&op.effect, Effect::Open { .. }));
+        let synced_late = save
+            .enumerate()
+            .find(|(_, op)| matches!(op.call, Call::Fsync | Call::Fdatasync | Call::Sync))
+            .map(|(later, _)| ack_ops + later);
+        let what = match naming {
+            Some(op) => format!("{} is", self.name_of(op)),
+            None if lost.writes.is_empty() => match lost.steps.last() {
+                Some(op) => format!("{} is", self.name_of(*op)),
+                None => "the save is".to_owned(),
+            },
+            None => self.bytes_of(&lost.all_writes()),
+        };
+        if let Some(late) = synced_late {
+            let words =
+                format!("ack {ack} is given before {}, and {what} not durable", self.name_of(late));
+            return (words, None, Remedy::AckLater);
+        }
+        if naming.is_none() {
+            let why = self.why_not_synced(&lost.all_writes(), ack_ops);
+            let remedy =
+                if lost.writes.is_empty() { Remedy::SyncDirectory } else { Remedy::SyncFile };
+            return (format!("ack {ack} is given, and {what} not durable: {why}"), None, remedy);
+        }
+        let unsynced = !lost.writes.is_empty();
+        let words = format!(
+            "ack {ack} is given, and {what} not durable: nothing calls fsync on its directory \
+             between it and the ack"
+        );
+        (words, None, if unsynced { Remedy::SyncFileAndDirectory } else { Remedy::SyncDirectory })
+    }
+
+    /// A rename to another file system, which failed.
+    fn crossed(&self) -> Option<usize> {
+        let ops = self.lowered.trace.ops.iter();
+        ops.enumerate()
+            .take_while(|(index, _)| Time::of_effect(*index) < self.moment)
+            .filter(|(_, op)| op.call == Call::Rename && op.result == -i64::from(libc::EXDEV))
+            .map(|(index, _)| index)
+            .last()
+    }
+
+    /// What an op does, in words.
+    fn name_of(&self, index: usize) -> String {
+        let (op, name) = (self.op(index), |path: &Path| match path.as_os_str() {
+            root if root == OsStr::new("") => "the directory".to_owned(),
+            _ => path.display().to_string(),
+        });
+        let what = match &op.effect {
+            Effect::Rename { from, to, .. } => {
+                format!("the rename of {} over {}", name(from), name(to))
+            }
+            Effect::Link { from, to } => format!("the link of {} as {}", name(from), name(to)),
+            Effect::Unlink { path } => format!("the removal of {}", name(path)),
+            Effect::Open { path, truncate: true, .. } => {
+                format!("the truncation of {}", name(path))
+            }
+            Effect::Open { path, .. } => format!("the making of {}", name(path)),
+            Effect::Truncate { path, length } => {
+                format!("the cut of {} to {} bytes", name(path), length.0)
+            }
+            Effect::Sync { path } => format!("the {} of {}", op.call.name(), name(path)),
+            Effect::Close { path } => format!("the close of {}", name(path)),
+            other => format!("the {} of {}", op.call.name(), name(other.path())),
+        };
+        format!("{what} (op {index})")
+    }
+
+    /// What was lost of these writes, with its verb.
+    fn bytes_of(&self, writes: &[(usize, usize)]) -> String {
+        let bytes: usize = writes.iter().map(|(_, bytes)| bytes).sum();
+        let ops: BTreeSet<usize> = writes.iter().map(|(op, _)| *op).collect();
+        let whole: usize = ops.iter().map(|op| self.op(*op).written()).sum();
+        let at = match (ops.first(), ops.last()) {
+            (Some(first), Some(last)) if first == last => format!("at op {first}"),
+            (Some(first), Some(last)) => format!("at ops {first} to {last}"),
+            _ => return "nothing is".to_owned(),
+        };
+        match bytes {
+            0 => format!("the length that the file got {at} is"),
+            _ if bytes < whole => format!("{bytes} of the {whole} bytes written {at} are"),
+            _ => format!("the {bytes} bytes written {at} are"),
+        }
+    }
+
+    /// Why nothing made these writes durable before an op.
+    fn why_not_synced(&self, writes: &[(usize, usize)], before: usize) -> String {
+        let Some((last, _)) = writes.last() else { return "nothing syncs it".to_owned() };
+        let path = self.op(*last).effect.path().clone();
+        let syncs = |range: std::ops::Range<usize>, calls: &[Call]| {
+            range.rev().find(|index| {
+                let op = self.op(*index);
+                calls.contains(&op.call) && *op.effect.path() == path
+            })
+        };
+        let real = [Call::Fsync, Call::Fdatasync, Call::Msync];
+        if let Some(op) = syncs(*last..before.max(*last), &[Call::SyncFileRange]) {
+            return format!("sync_file_range (op {op}) promises nothing");
+        }
+        let failed = syncs(*last..before.max(*last), &real);
+        if let Some(op) = failed.filter(|op| !self.op(*op).succeeded()) {
+            return format!("the fsync of that file failed (op {op})");
+        }
+        match syncs(0..*last, &real) {
+            Some(op) => format!("the fsync of that file (op {op}) came before op {last}"),
+            None => match before < self.lowered.trace.ops.len() {
+                true => format!("nothing calls fsync on that file before op {before}"),
+                false => "nothing calls fsync on that file".to_owned(),
+            },
+        }
+    }
+}
+
+/// What had happened and is lost.
+#[derive(Default)]
+struct Lost {
+    /// Ops.
+    steps: Vec<usize>,
+    /// Op, inode, and how many bytes.
+    writes: Vec<(usize, (Ino, usize))>,
+}
+
+impl Lost {
+    /// The lost writes of one inode.
+    fn of(&self, ino: Ino) -> Vec<(usize, usize)> {
+        let of_it = self.writes.iter().filter(|(_, (of, _))| *of == ino);
+        of_it.map(|(op, (_, bytes))| (*op, *bytes)).collect()
+    }
+
+    fn all_writes(&self) -> Vec<(usize, usize)> {
+        self.writes.iter().map(|(op, (_, bytes))| (*op, *bytes)).collect()
+    }
+}

@@ -1,0 +1,178 @@
+//! What the crash states of a recording have shown: a row per subject, a column per profile.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{ContentArrangement, Table};
+use serde::{Deserialize, Serialize};
+
+use super::table::{called, place};
+use super::{Report, Row};
+use crate::power::explain::Explanation;
+use crate::scenario::{Expectation, Surprise};
+use crate::tally::Tally;
+use crate::verdict::{Promise, ViolationKind};
+
+/// What was found of one subject on one profile.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The profile.
+    pub profile: String,
+    /// How many crash states were looked at.
+    pub states: u64,
+    /// How many distinct survivors they leave.
+    pub distinct: usize,
+    /// Whether these are all crash states that there are.
+    pub exhaustive: bool,
+    /// What the model does not know, if that made all of it worthless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_measured: Option<String>,
+    /// The verdicts, counted by crash state.
+    pub tally: Tally,
+    /// Why promises break, each cause once.
+    pub findings: Vec<Finding>,
+    /// What was expected.
+    pub expectation: Expectation,
+}
+
+/// A cause, and its first example.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What broke.
+    pub kind: ViolationKind,
+    /// The damage, in words.
+    pub detail: String,
+    /// How many crash states have this cause.
+    pub states: u64,
+    /// How many distinct survivors these leave.
+    pub survivors: usize,
+    /// Why, and what would have helped.
+    pub explanation: Explanation,
+    /// With which the example is replayed.
+    pub id: String,
+}
+
+/// How many causes of one subject are printed.
+const PRINTED_MAX: usize = 6;
+
+/// Renders it for people, `width` columns wide if it is known.
+pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
+    // Writing to a string can't fail.
+    let _ = writeln!(text, "{}", table(report, width));
+    for row in &report.subjects {
+        for note in &row.notes {
+            let _ = writeln!(text, "note: {}: {note}", row.name);
+        }
+        for cell in &row.cells {
+            if let Some(why) = &cell.not_measured {
+                let _ = writeln!(
+                    text,
+                    "not measured: {} on {}: the model does not know {why}",
+                    row.name, cell.profile
+                );
+            }
+        }
+    }
+    for row in &report.subjects {
+        causes(report, row, text);
+    }
+}
+
+fn table(report: &Report, width: Option<u16>) -> Table {
+    let mut table = Table::new();
+    let profiles: Vec<&str> = report
+        .subjects
+        .first()
+        .map(|row| row.cells.iter().map(|cell| cell.profile.as_str()).collect())
+        .unwrap_or_default();
+    let header = std::iter::once("strategy").chain(profiles).chain(["expected"]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    for row in &report.subjects {
+        let cells = row.cells.iter().map(cell_text);
+        let name = std::iter::once(row.name.clone());
+        table.add_row(name.chain(cells).chain([expected(report, row)]));
+    }
+    table
+}
+
+/// Violations over states, what broke, and whether these are all states.
+fn cell_text(cell: &Cell) -> String {
+    if cell.not_measured.is_some() {
+        return "not measured".to_owned();
+    }
+    let mut text = format!("{} of {}", cell.tally.failed(), cell.states);
+    for kind in cell.tally.violated.keys() {
+        let _ = write!(text, "\n{}", kind.name());
+    }
+    text += if cell.exhaustive { "\nexhaustive" } else { "\nsampled" };
+    text
+}
+
+fn expected(report: &Report, row: &Row) -> String {
+    let surprises: Vec<_> = row
+        .cells
+        .iter()
+        .flat_map(|cell| {
+            let found = cell.surprises(&report.promises);
+            found.into_iter().map(|surprise| match surprise {
+                Surprise::Broken(promise) => {
+                    format!("NO: {} broken on {}", promise.name(), cell.profile)
+                }
+                Surprise::Vanished(promise) => {
+                    format!("NO: {} held on {}", promise.name(), cell.profile)
+                }
+            })
+        })
+        .collect();
+    if row.cells.iter().any(|cell| cell.not_measured.is_some()) {
+        return "NOT MEASURED".to_owned();
+    }
+    if surprises.is_empty() { "yes".to_owned() } else { surprises.join("\n") }
+}
+
+impl Cell {
+    /// Where this differs from what was expected.
+    #[must_use]
+    pub fn surprises(&self, promises: &std::collections::BTreeSet<Promise>) -> Vec<Surprise> {
+        if self.not_measured.is_some() {
+            return Vec::new();
+        }
+        self.expectation.surprises(&self.tally, promises)
+    }
+}
+
+/// Why a subject breaks its promises: each cause once, with the profiles on which it does.
+fn causes(report: &Report, row: &Row, text: &mut String) {
+    let mut folded: BTreeMap<(Promise, &str), Vec<(&Cell, &Finding)>> = BTreeMap::new();
+    for cell in &row.cells {
+        for finding in &cell.findings {
+            let key = (finding.kind.promise(), finding.explanation.cause.as_str());
+            folded.entry(key).or_default().push((cell, finding));
+        }
+    }
+    let mut folded: Vec<_> = folded.into_values().collect();
+    folded.sort_by_key(|found| std::cmp::Reverse(found.len()));
+    for found in folded.iter().take(PRINTED_MAX) {
+        let Some((_, first)) = found.first() else { continue };
+        let profiles: Vec<_> = found.iter().map(|(cell, _)| cell.profile.as_str()).collect();
+        let states: u64 = found.iter().map(|(_, finding)| finding.states).sum();
+        let _ = writeln!(
+            text,
+            "{} {}: {} (on {}; {states} states)",
+            row.name,
+            first.kind.name(),
+            first.detail,
+            profiles.join(", ")
+        );
+        let _ = writeln!(text, "  why:    {}", first.explanation.words);
+        let _ = writeln!(text, "  remedy: {}", first.explanation.remedy.words());
+        let _ = writeln!(text, "  replay: {} replay {}{}", called(report), first.id, place(report));
+    }
+    if let Some(more) = folded.len().checked_sub(PRINTED_MAX).filter(|more| *more > 0) {
+        let _ = writeln!(text, "{}: {more} more causes are in report.json", row.name);
+    }
+}

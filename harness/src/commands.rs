@@ -406,7 +406,13 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
             }
             Ok((
                 name.clone(),
-                Subject::BuiltIn { strategy: name, saves, state_bytes, growth_bytes },
+                Subject::BuiltIn {
+                    strategy: name,
+                    saves,
+                    state_bytes,
+                    growth_bytes,
+                    first_save: options.first_save || scenario.power.first_save,
+                },
             ))
         })
         .collect()

@@ -127,6 +127,12 @@ impl History {
         }
     }
 
+    /// Puts a version before all others that has no file.
+    pub fn begin_with_nothing(&mut self) {
+        self.versions.insert(0, States::new());
+        self.owed = (0..self.versions.len()).collect();
+    }
+
     /// A history of which only the first and the last version are known.
     #[must_use]
     pub fn of_ends(before: BTreeMap<PathBuf, Vec<u8>>, after: BTreeMap<PathBuf, Vec<u8>>) -> Self {

@@ -76,13 +76,18 @@ struct Explored {
 }
 
 /// One subject's recording, ready to be looked at.
-struct Case<'a> {
-    request: &'a Request,
-    index: usize,
+struct Recording<'a> {
     prepared: &'a Prepared,
     history: History,
     trace: Arc<Trace>,
     paths: Vec<PathBuf>,
+}
+
+/// A recording that a run asks about.
+struct Case<'a> {
+    request: &'a Request,
+    index: usize,
+    recording: Recording<'a>,
 }
 
 /// What the subject, or a check of the user's, made of a survivor.
@@ -99,12 +104,12 @@ pub fn cells(
     prepared: &Prepared,
     directory: &RunDirectory,
 ) -> Result<(Vec<Cell>, Completion)> {
-    let case = Case::new(request, index, prepared)?;
+    let case = Case { request, index, recording: Recording::new(prepared)? };
     let (mut explored, mut cells) = (Vec::new(), Vec::new());
     let mut lefts = Lefts::default();
     for name in &request.power.profiles {
         let profile = Profile::find(name)?;
-        match lower(&case.trace, &prepared.before, &profile.flags) {
+        match lower(&case.recording.trace, &prepared.before, &profile.flags) {
             Ok(lowered) => explored.push(case.explore(profile, lowered, &mut lefts)),
             Err(NotModelled(why)) => cells.push(case.not_measured(name, why)),
         }
@@ -116,6 +121,44 @@ pub fn cells(
     let place = |cell: &Cell| request.power.profiles.iter().position(|name| *name == cell.profile);
     cells.sort_by_key(place);
     Ok((cells, completion))
+}
+
+/// A crash state, derived again from another recording of the same subject.
+pub struct Again {
+    /// The directory.
+    pub left: Left,
+    /// The facts.
+    pub outcome: Outcome,
+    /// The versions of this recording.
+    pub history: History,
+    /// Why it breaks a promise.
+    pub explanation: Option<Explanation>,
+}
+
+/// Derives a crash state again.
+pub fn again(
+    prepared: &Prepared,
+    loss: &PowerLoss,
+    acks: u64,
+    broken: Option<ViolationKind>,
+) -> Result<Again> {
+    let recording = Recording::new(prepared)?;
+    let profile = Profile::find(&loss.profile)?;
+    let lowered = lower(&recording.trace, &prepared.before, &profile.flags)
+        .map_err(|NotModelled(why)| Error::baseline(format!("the model does not know {why}")))?;
+    if !loss.state.fits(&lowered) {
+        return Err(Error::usage("the program makes other calls than when this was found")
+            .help("run the scenario anew"));
+    }
+    let acks = usize::try_from(acks).unwrap_or(usize::MAX);
+    let outcome = recording.outcome(&lowered, &profile.name, loss.state.clone(), acks);
+    let explanation = broken.map(|kind| recording.explain(&lowered, &outcome, kind));
+    let left = Left {
+        directory: loss.state.directory(&lowered),
+        survivor: outcome.survivor.clone(),
+        acks: outcome.acks,
+    };
+    Ok(Again { left, outcome, history: recording.history, explanation })
 }
 
 /// The survivors that the subject is to be confronted with, each once.
@@ -138,8 +181,8 @@ impl Lefts {
     }
 }
 
-impl<'a> Case<'a> {
-    fn new(request: &'a Request, index: usize, prepared: &'a Prepared) -> Result<Self> {
+impl<'a> Recording<'a> {
+    fn new(prepared: &'a Prepared) -> Result<Self> {
         let mut trace = prepared.trace.clone();
         // The crash states are of this very recording: its versions are known byte by byte.
         let history = match &prepared.kind {
@@ -157,9 +200,47 @@ impl<'a> Case<'a> {
             }
         };
         let paths = history.files().into_iter().cloned().collect();
-        Ok(Self { request, index, prepared, history, trace: Arc::new(trace), paths })
+        Ok(Self { prepared, history, trace: Arc::new(trace), paths })
     }
 
+    /// The facts of a crash state.
+    fn outcome(&self, lowered: &Lowered, profile: &str, state: CrashState, acks: usize) -> Outcome {
+        let said = &self.trace.said;
+        let survivor = state.survivor(lowered, &self.paths);
+        let ops = Time(state.moment).ops_begun();
+        Outcome {
+            fault: Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state }),
+            injection: Injection::At(Struck::Power { ops }),
+            exit: Exit::Killed,
+            acks: acks as u64,
+            said: said[..acks.min(said.len())].to_vec(),
+            steps: Vec::new(),
+            unsynced: BTreeMap::new(),
+            survivor: self.prepared.settled(survivor),
+            checks: Vec::new(),
+            recovery: Recovery::default(),
+        }
+    }
+
+    fn explain(&self, lowered: &Lowered, outcome: &Outcome, kind: ViolationKind) -> Explanation {
+        let (state, paths) = (state_of(outcome), &self.paths);
+        Broken { lowered, paths, state, moment: Time(state.moment), kind }.explain()
+    }
+}
+
+/// The crash state of an outcome.
+fn state_of(outcome: &Outcome) -> &CrashState {
+    match &outcome.fault {
+        Fault::PowerLoss(loss) => &loss.state,
+        _ => &NOTHING,
+    }
+}
+
+/// The state of a disk to which nothing was written.
+static NOTHING: CrashState =
+    CrashState { barrier: 0, moment: 0, steps: Vec::new(), changes: Vec::new(), stale: false };
+
+impl Case<'_> {
     /// Whether the subject, or a check, has something to say about survivors.
     fn reacts(&self) -> bool {
         let asked = [Promise::Recoverable, Promise::Checked, Promise::Tidy];
@@ -170,12 +251,12 @@ impl<'a> Case<'a> {
     fn explore(&self, profile: Profile, lowered: Lowered, lefts: &mut Lefts) -> Explored {
         let budget =
             Budget { states_max: self.request.power.states_max, seed: self.request.seed.0 };
-        let derived = derive(&lowered, &self.paths, &self.history, budget);
+        let derived = derive(&lowered, &self.recording.paths, &self.recording.history, budget);
         let reacts = self.reacts();
         let confronted = derived.survivors.iter().map(|distinct| {
             let owing = distinct.owing.iter().max_by_key(|owing| owing.owed)?;
             let state = Self::at(&owing.first, owing.moment(&lowered));
-            let survivor = state.survivor(&lowered, &self.paths);
+            let survivor = state.survivor(&lowered, &self.recording.paths);
             let acks = owing.acks as u64;
             let directory = state.directory(&lowered);
             reacts.then(|| lefts.add(Left { directory, survivor, acks }))
@@ -198,7 +279,7 @@ impl<'a> Case<'a> {
             not_measured: Some(why),
             tally: Tally::default(),
             findings: Vec::new(),
-            expectation: self.request.expectation(&self.prepared.name, Some(profile)),
+            expectation: self.request.expectation(&self.recording.prepared.name, Some(profile)),
         }
     }
 
@@ -211,7 +292,7 @@ impl<'a> Case<'a> {
         let jobs = self.request.place.jobs.min(lefts.len().div_ceil(8));
         let mut pool = Pool::start(jobs, false, |index| {
             let room = lab::room(lab.path(), index)?;
-            let injector = inject::for_subject(self.prepared, &room, None)?;
+            let injector = inject::for_subject(self.recording.prepared, &room, None)?;
             let work = Confronter { case: self, lefts: &lefts, injector };
             Ok(Box::new(work) as Box<dyn Work>)
         })?;
@@ -238,25 +319,6 @@ impl<'a> Case<'a> {
         Ok((reactions, completion))
     }
 
-    /// The facts of a crash state.
-    fn outcome(&self, explored: &Explored, state: CrashState, acks: usize) -> Outcome {
-        let said = &self.trace.said;
-        let survivor = state.survivor(&explored.lowered, &self.paths);
-        let ops = Time(state.moment).ops_begun();
-        Outcome {
-            fault: Fault::PowerLoss(PowerLoss { profile: explored.profile.name.clone(), state }),
-            injection: Injection::At(Struck::Power { ops }),
-            exit: Exit::Killed,
-            acks: acks as u64,
-            said: said[..acks.min(said.len())].to_vec(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
-            survivor: self.prepared.settled(survivor),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
-        }
-    }
-
     fn judge(
         &self,
         explored: &Explored,
@@ -279,16 +341,20 @@ impl<'a> Case<'a> {
                 let moment = self.first_moment(lowered, distinct.version, owing);
                 let state = Self::at(&owing.first, moment);
                 let acks = lowered.acks_at(moment);
-                let outcome = self.outcome(explored, state, acks);
-                let mut violations = match oracle::judge(&outcome, &self.history, promises) {
-                    Verdict::Violated(violations) => violations,
-                    Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
-                };
-                let owed = self.history.versions.get(owing.owed);
-                let begins = owed.is_some_and(BTreeMap::is_empty);
+                let outcome = self.recording.outcome(lowered, &profile.name, state, acks);
+                let mut violations =
+                    match oracle::judge(&outcome, &self.recording.history, promises) {
+                        Verdict::Violated(violations) => violations,
+                        Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
+                    };
+                // Where nothing is left, as before the first save, the load rightly says so.
+                let versions = &self.recording.history.versions;
+                let owed = versions.get(owing.owed).is_some_and(BTreeMap::is_empty);
+                let nothing = outcome.survivor.files.is_empty()
+                    && versions.first().is_some_and(BTreeMap::is_empty);
                 let counts = |violation: &&Violation| {
                     promises.contains(&violation.kind.promise())
-                        && !(begins && violation.kind == ViolationKind::Reset)
+                        && !((owed || nothing) && violation.kind == ViolationKind::Reset)
                 };
                 violations.extend(reacted.iter().filter(counts).cloned());
                 let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
@@ -298,7 +364,7 @@ impl<'a> Case<'a> {
                 let cause = if explained > EXPLAINED_MAX {
                     format!("{} and not looked into", first.kind.name())
                 } else {
-                    self.explain(lowered, &outcome, first.kind).cause
+                    self.recording.explain(lowered, &outcome, first.kind).cause
                 };
                 let entry = causes.entry(cause).or_insert_with(|| Cause::new(outcome.clone()));
                 entry.add(outcome, violations, owing.states);
@@ -317,7 +383,9 @@ impl<'a> Case<'a> {
             not_measured: None,
             tally,
             findings,
-            expectation: self.request.expectation(&self.prepared.name, Some(&profile.name)),
+            expectation: self
+                .request
+                .expectation(&self.recording.prepared.name, Some(&profile.name)),
         })
     }
 
@@ -334,17 +402,9 @@ impl<'a> Case<'a> {
         let trace = &lowered.trace;
         let breaks = (0..owing.acks).find(|ack| {
             let said = &trace.said[..(ack + 1).min(trace.said.len())];
-            self.history.owed_by(*ack as u64 + 1, said) > version
+            self.recording.history.owed_by(*ack as u64 + 1, said) > version
         });
         breaks.map_or(start, |ack| start.max(Time::after_ops(trace.acks[ack])))
-    }
-
-    fn explain(&self, lowered: &Lowered, outcome: &Outcome, kind: ViolationKind) -> Explanation {
-        let Fault::PowerLoss(loss) = &outcome.fault else {
-            unreachable!("crash states are of a loss of power")
-        };
-        let (state, paths) = (&loss.state, &self.paths);
-        Broken { lowered, paths, state, moment: Time(state.moment), kind }.explain()
     }
 
     /// Keeps the best example of a cause.
@@ -354,11 +414,11 @@ impl<'a> Case<'a> {
         cause: Cause,
         directory: &RunDirectory,
     ) -> Result<Finding> {
-        let Cause { outcome, violations, states, survivors } = cause;
+        let Cause { outcome, violations, states, survivors, kinds } = cause;
         let Some(first) = violations.first() else {
             return Err(Error::internal("a finding without a violation"));
         };
-        let explanation = self.explain(&explored.lowered, &outcome, first.kind);
+        let explanation = self.recording.explain(&explored.lowered, &outcome, first.kind);
         let (name, subject) = &self.request.subjects[self.index];
         let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
         let kept = Kept {
@@ -378,6 +438,7 @@ impl<'a> Case<'a> {
         directory.keep(&kept, &outcome)?;
         Ok(Finding {
             kind: first.kind,
+            kinds,
             detail: first.detail.clone(),
             states,
             survivors,
@@ -393,11 +454,13 @@ struct Cause {
     violations: Vec<Violation>,
     states: u64,
     survivors: usize,
+    kinds: BTreeMap<ViolationKind, u64>,
 }
 
 impl Cause {
     fn new(outcome: Outcome) -> Self {
-        Self { outcome, violations: Vec::new(), states: 0, survivors: 0 }
+        let (violations, kinds) = (Vec::new(), BTreeMap::new());
+        Self { outcome, violations, states: 0, survivors: 0, kinds }
     }
 
     /// Counts states; the one that comes first, and has lost least, is the example.
@@ -409,6 +472,9 @@ impl Cause {
             }
             _ => (u32::MAX, 0),
         };
+        if let Some(first) = violations.first() {
+            *self.kinds.entry(first.kind).or_default() += states;
+        }
         if self.violations.is_empty() || rank(&outcome) < rank(&self.outcome) {
             (self.outcome, self.violations) = (outcome, violations);
         }
@@ -445,7 +511,7 @@ impl Work for Confronter<'_> {
             recovery,
         };
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
-        let verdict = oracle::judge(&outcome, &self.case.history, &promises);
+        let verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
         let mut record = Record::new(range.start, 0, &outcome, &verdict);
         if let Verdict::Violated(violations) = verdict {
             record.reactions = violations;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crashtest_targets::{STATE_FILE, Strategy};
+use crashtest_targets::Strategy;
 
 use crate::baseline;
 use crate::error::{Context, Error, Result};
@@ -24,10 +24,11 @@ pub fn prepare(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     match subject {
-        Subject::BuiltIn { strategy, saves, state_bytes, growth_bytes } => {
+        Subject::BuiltIn { strategy, saves, state_bytes, growth_bytes, first_save } => {
             let strategy = Strategy::by_name(strategy)
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
             let subject = BuiltIn::new(strategy, *saves, *state_bytes, *growth_bytes);
+            let subject = if *first_save { subject.from_nothing() } else { subject };
             built_in(name, subject, lab, planner)
         }
         Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
@@ -42,15 +43,18 @@ fn built_in(
 ) -> Result<Prepared> {
     let directory = lab.path().join("baseline");
     let mut before = Files::default();
-    before.insert(STATE_FILE.into(), Node::File(subject.initial().json.clone()));
+    let file = subject.strategy.state_file();
+    if !subject.first_save {
+        before.insert(file.into(), Node::File(subject.first_content().to_vec()));
+    }
     let recorded = builtin_recorder::record(&subject, &directory);
     let explained = recorded.and_then(|(trace, duration)| {
         let mut files = before.clone();
         for op in &trace.ops {
             files.apply(op).map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
         }
-        let real = std::fs::read(directory.join(STATE_FILE)).context("read the saved state")?;
-        if files.bytes(Path::new(STATE_FILE)) == Some(&real[..]) {
+        let real = std::fs::read(directory.join(file)).context("read the saved state")?;
+        if files.bytes(Path::new(file)) == Some(&real[..]) {
             return Ok((trace, duration));
         }
         Err(Error::internal(format!("the trace of `{name}` does not explain what it saved")))

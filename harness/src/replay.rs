@@ -8,13 +8,15 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
-use crate::fault::{FaultKind, Injection};
+use crate::fault::{Fault, FaultKind, Injection, PowerLoss};
 use crate::history::History;
 use crate::inject;
 use crate::lab::Lab;
 use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Planner, Seed};
+use crate::power::explain::Explanation;
+use crate::poweroff::{self, Again};
 use crate::prepare;
 use crate::results::{self, Kept};
 use crate::trial::Trial;
@@ -38,6 +40,9 @@ pub struct Replayed {
     pub owed: usize,
     /// What the subject did from the strike on.
     pub steps: Vec<Step>,
+    /// Why a loss of power breaks a promise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
     /// The verdict.
     pub verdict: Verdict,
     /// Whether the verdict and every surviving byte are those that were kept.
@@ -71,19 +76,12 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let lab = Lab::new(None)?;
     // The fault is given: nothing is planned and nothing is drawn.
     let kind = kept.trial.fault.kind();
+    if let Fault::PowerLoss(loss) = &kept.trial.fault {
+        return power(&kept, loss, &survivor, &lab, keep);
+    }
     let planner = |sites| Planner::new(Seed(0), 0, kind, Granularity::Byte, sites);
     let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, kind, planner)?;
-    let directory = match keep {
-        Some(directory) => {
-            fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
-            fs::canonicalize(directory).context(format_args!("find {}", directory.display()))?
-        }
-        None => tempfile::Builder::new()
-            .prefix(&format!("crashtest-replay-{}-", kept.id))
-            .tempdir()
-            .context("make a directory to keep")?
-            .keep(),
-    };
+    let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;
     let volume = match kind {
         FaultKind::DiskFull => Some(Rc::new(Volume::make(&room, &kept.reach)?)),
@@ -113,8 +111,59 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         acks: outcome.acks,
         owed: oracle::owed(outcome, &prepared.history),
         steps,
+        explanation: None,
         verdict,
         again,
+        directory,
+        files,
+    })
+}
+
+fn directory_to_keep(kept: &Kept, keep: Option<&Path>) -> Result<PathBuf> {
+    Ok(match keep {
+        Some(directory) => {
+            fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
+            fs::canonicalize(directory).context(format_args!("find {}", directory.display()))?
+        }
+        None => tempfile::Builder::new()
+            .prefix(&format!("crashtest-replay-{}-", kept.id))
+            .tempdir()
+            .context("make a directory to keep")?
+            .keep(),
+    })
+}
+
+/// Records the subject again, and derives the same crash state from that.
+fn power(
+    kept: &Kept,
+    loss: &PowerLoss,
+    survivor: &Path,
+    lab: &Lab,
+    keep: Option<&Path>,
+) -> Result<Replayed> {
+    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
+    let (name, subject) = (&kept.trial.subject, &kept.subject);
+    let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerLoss, planner)?;
+    let kind = kept.violations.first().map(|violation| violation.kind);
+    let Again { left, mut outcome, history, explanation } =
+        poweroff::again(&prepared, loss, kept.acks, kind)?;
+    let directory = directory_to_keep(kept, keep)?;
+    left.unfold(&directory).context(format_args!("fill {}", directory.display()))?;
+    let mut injector = inject::for_subject(&prepared, &lab.room(0)?, None)?;
+    (outcome.checks, outcome.recovery) = injector.confront(&left)?;
+    let verdict = oracle::judge(&outcome, &history, &kept.promises);
+    let files = files(&outcome, &history, survivor);
+    Ok(Replayed {
+        id: kept.id.clone(),
+        trial: kept.trial.clone(),
+        injection: outcome.injection.clone(),
+        exit: outcome.exit,
+        acks: outcome.acks,
+        owed: oracle::owed(&outcome, &history),
+        steps: Vec::new(),
+        explanation,
+        again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
+        verdict,
         directory,
         files,
     })

@@ -19,7 +19,7 @@ use crate::poweroff::{self, Power};
 use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
-use crate::report::{Report, Row, Swept};
+use crate::report::{MODEL, Report, Row, Swept};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
 use crate::subject::{Prepared, Subject};
@@ -305,7 +305,7 @@ fn head(request: &Request, lab: &Lab, directory: &RunDirectory, done: &Done) -> 
         kernel: kernel(),
         file_system: match request.fault {
             FaultKind::DiskFull => request.reach.fs.name().to_owned(),
-            FaultKind::PowerLoss => "model".to_owned(),
+            FaultKind::PowerLoss => MODEL.to_owned(),
             _ => file_system(lab.path()),
         },
         jobs: request.place.jobs,
@@ -358,6 +358,11 @@ impl Request {
     #[must_use]
     pub fn expectation(&self, name: &str, profile: Option<&str>) -> Expectation {
         let mut expectation = self.scenario.expectation(name, &self.promises);
+        if self.power.first_save != self.scenario.power.first_save {
+            // What breaks a replacement may be harmless when there is nothing yet, and the other way.
+            expectation.breaks.clear();
+            return expectation;
+        }
         if let Some(profile) = profile {
             return expectation.on(profile);
         }

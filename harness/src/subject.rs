@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crashtest_targets::{BotState, STATE_FILE, Strategy, Version};
+use crashtest_targets::{BotState, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::history::History;
 use crate::model::Files;
 use crate::op::Trace;
-use crate::outcome::Survivor;
+use crate::outcome::{Content, Survivor};
 use crate::plan::{Planner, Sites};
 use crate::state_files::{KnownNames, StateFiles};
 
@@ -29,6 +29,9 @@ pub enum Subject {
         /// How much larger each version is than the one before, in bytes.
         #[serde(default)]
         growth_bytes: usize,
+        /// Whether there is no state file before the first save.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        first_save: bool,
     },
     /// Any program.
     Command(Box<Command>),
@@ -96,21 +99,33 @@ pub struct BuiltIn {
     /// Version 0, which is there at the start, then those that it saves, then one more for the
     /// save after the recovery.
     versions: Vec<Version>,
+    /// What the state file holds at the start.
+    first: Vec<u8>,
+    /// Whether there is none at the start.
+    pub first_save: bool,
 }
 
 impl BuiltIn {
     /// The strategy saving `saves` states of `state_bytes`, and `growth_bytes` more each time.
     #[must_use]
     pub fn new(strategy: Strategy, saves: u64, state_bytes: usize, growth_bytes: usize) -> Self {
+        let first_save = false;
         let size = |n| state_bytes + growth_bytes * usize::try_from(n).unwrap_or(0);
         let version = |n| Version::from(&BotState::sample(n, size(n)));
-        Self { strategy, versions: (0..=saves + 1).map(version).collect() }
+        let versions: Vec<_> = (0..=saves + 1).map(version).collect();
+        Self { strategy, first: strategy.stored(&versions[..1]), versions, first_save }
     }
 
-    /// The state that is there at the start.
+    /// What the state file holds at the start.
     #[must_use]
-    pub fn initial(&self) -> &Version {
-        &self.versions[0]
+    pub fn first_content(&self) -> &[u8] {
+        &self.first
+    }
+
+    /// The same, beginning without a state file.
+    #[must_use]
+    pub fn from_nothing(self) -> Self {
+        Self { first_save: true, ..self }
     }
 
     /// The states that a trial saves.
@@ -128,9 +143,15 @@ impl BuiltIn {
     /// The versions of the state file.
     #[must_use]
     pub fn history(&self) -> History {
-        let versions = self.versions[..self.versions.len() - 1].iter();
-        let versions = versions.map(|version| version.json.clone()).collect();
-        History::of_versions(STATE_FILE.as_ref(), versions)
+        let skipped = usize::from(self.first_save);
+        let last = self.versions.len() - 1;
+        let stored = |end: usize| self.strategy.stored(&self.versions[skipped..end]);
+        let versions = (1 + skipped..=last).map(stored).collect();
+        let mut history = History::of_versions(self.strategy.state_file().as_ref(), versions);
+        if self.first_save {
+            history.begin_with_nothing();
+        }
+        history
     }
 }
 
@@ -174,7 +195,17 @@ pub struct BeforeFirstSave {
 impl Prepared {
     /// A survivor without what the subject's load leaves out: a torn record at the end of a log.
     #[must_use]
-    pub fn settled(&self, survivor: Survivor) -> Survivor {
+    pub fn settled(&self, mut survivor: Survivor) -> Survivor {
+        let Kind::BuiltIn(subject) = &self.kind else { return survivor };
+        for content in survivor.files.values_mut() {
+            if let Content::Bytes(bytes) = content {
+                bytes.truncate(subject.strategy.settled(bytes).len());
+            }
+        }
+        if subject.first_save && subject.strategy.is_log() {
+            // A log without a record is no state, as none is.
+            survivor.files.retain(|_, content| *content != Content::Bytes(Vec::new()));
+        }
         survivor
     }
 }

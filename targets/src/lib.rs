@@ -5,10 +5,12 @@
 //! record and strike each storage call without the strategy knowing.
 #![forbid(unsafe_code)]
 
+mod log;
 mod state;
 mod storage;
 mod strategy;
 
+pub use log::LOG_FILE;
 pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN, Version};
 pub use storage::{Disk, FileId, Open, Storage, read_file};
 pub use strategy::{LoadError, Loaded, Origin, STATE_FILE, Strategy};

@@ -18,6 +18,8 @@ pub enum Open {
     Overwrite,
     /// For writing; must not exist (`O_CREAT | O_EXCL`).
     New,
+    /// For writing at its end; made when missing (`O_CREAT | O_APPEND`).
+    Append,
     /// A directory, to be synced (`O_DIRECTORY`).
     Directory,
 }
@@ -75,6 +77,7 @@ impl Storage for Disk {
         match how {
             Open::Truncate => options.write(true).create(true).truncate(true),
             Open::Overwrite => options.write(true).create(true).truncate(false),
+            Open::Append => options.append(true).create(true),
             Open::New => options.write(true).create_new(true),
             Open::Directory => options.read(true),
         };

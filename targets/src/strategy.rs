@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use crate::log::{self, Ack, Format, LOG_FILE};
 use crate::state::{BotState, Version};
 use crate::storage::{FileId, Open, Storage};
 
@@ -54,6 +55,12 @@ pub enum Strategy {
     FsyncRetry,
     /// Good twin of `fsync-retry`: writes a fresh temp file when fsync has failed.
     FsyncAfresh,
+    /// Appends a record with a checksum to a log, fsync.
+    Log,
+    /// Bad twin of `log`: its records have no checksum.
+    LogNoChecksum,
+    /// Bad twin of `log`: acknowledges before the fsync.
+    LogAckEarly,
 }
 
 /// Where a loaded state came from.
@@ -86,8 +93,8 @@ pub enum LoadError {
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read(error) => write!(f, "cannot read {STATE_FILE}: {error}"),
-            Self::Damaged(error) => write!(f, "{STATE_FILE} is damaged: {error}"),
+            Self::Read(error) => write!(f, "cannot read the state: {error}"),
+            Self::Damaged(error) => write!(f, "the state is damaged: {error}"),
         }
     }
 }
@@ -96,7 +103,7 @@ impl std::error::Error for LoadError {}
 
 impl Strategy {
     /// All strategies, in the order of the tables.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Unsafe,
         Self::Atomic,
         Self::Replace,
@@ -112,6 +119,9 @@ impl Strategy {
         Self::Backup,
         Self::FsyncRetry,
         Self::FsyncAfresh,
+        Self::Log,
+        Self::LogNoChecksum,
+        Self::LogAckEarly,
     ];
 
     /// The name in tables and on the command line.
@@ -133,6 +143,9 @@ impl Strategy {
             Self::Backup => "backup",
             Self::FsyncRetry => "fsync-retry",
             Self::FsyncAfresh => "fsync-afresh",
+            Self::Log => "log",
+            Self::LogNoChecksum => "log-no-checksum",
+            Self::LogAckEarly => "log-ack-early",
         }
     }
 
@@ -154,6 +167,9 @@ impl Strategy {
             Self::BackupFirst => "copies to a backup if that works, then dumps in place (bad)",
             Self::Backup => "backup by rename, then state by rename; both must succeed",
             Self::FsyncRetry => "durable, but tries a failed fsync again (bad)",
+            Self::Log => "appends a record with length and checksum to a log, fsync",
+            Self::LogNoChecksum => "log, but its records have a length only (bad)",
+            Self::LogAckEarly => "log, but acknowledges before the fsync (bad)",
             Self::FsyncAfresh => "durable; a failed fsync makes it start over with a fresh file",
         }
     }
@@ -172,7 +188,60 @@ impl Strategy {
             | Self::SwallowErrors
             | Self::FsyncRetry
             | Self::FsyncAfresh => remove_stale_temps(disk, directory),
-            _ => Ok(()),
+            _ => match self.log_format() {
+                Some(format) => log::repair(disk, directory, format),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// How its log is written, if it keeps one.
+    fn log_format(self) -> Option<Format> {
+        match self {
+            Self::Log | Self::LogAckEarly => Some(Format::Checksum),
+            Self::LogNoChecksum => Some(Format::Length),
+            _ => None,
+        }
+    }
+
+    /// Whether it appends to a log.
+    #[must_use]
+    pub fn is_log(self) -> bool {
+        self.log_format().is_some()
+    }
+
+    /// The name of the file that holds its state.
+    #[must_use]
+    pub fn state_file(self) -> &'static str {
+        if self.is_log() { LOG_FILE } else { STATE_FILE }
+    }
+
+    /// What that file holds when these versions have been saved to it, one after the other.
+    #[must_use]
+    pub fn stored(self, versions: &[Version]) -> Vec<u8> {
+        match self.log_format() {
+            None => versions.last().map(|version| version.json.clone()).unwrap_or_default(),
+            Some(format) => {
+                versions.iter().flat_map(|version| log::record(&version.json, format)).collect()
+            }
+        }
+    }
+
+    /// What its load takes of that file: of a log, the whole records at its beginning.
+    #[must_use]
+    pub fn settled(self, bytes: &[u8]) -> &[u8] {
+        match self.log_format() {
+            None => bytes,
+            Some(format) => &bytes[..log::whole(bytes, format).1],
+        }
+    }
+
+    /// Whether that file holds `version` as its state.
+    #[must_use]
+    pub fn holds(self, bytes: &[u8], version: &Version) -> bool {
+        match self.log_format() {
+            None => bytes == version.json,
+            Some(format) => log::whole(bytes, format).0 == Some(&version.json[..]),
         }
     }
 
@@ -239,6 +308,11 @@ impl Strategy {
             }
             Self::FsyncRetry => retry_fsync(disk, directory, &version.json)?,
             Self::FsyncAfresh => start_over(disk, directory, &version.json)?,
+            Self::Log | Self::LogNoChecksum | Self::LogAckEarly => {
+                let format = self.log_format().unwrap_or(Format::Checksum);
+                let when = if self == Self::LogAckEarly { Ack::Written } else { Ack::Synced };
+                return log::append(disk, directory, version, format, when, ack);
+            }
         }
         ack(version.number);
         Ok(())
@@ -246,6 +320,9 @@ impl Strategy {
 
     /// Loads the state from `directory` as the program's next start would.
     pub fn load(self, directory: &Path) -> Result<Loaded, LoadError> {
+        if let Some(format) = self.log_format() {
+            return load_log(&directory.join(LOG_FILE), format);
+        }
         let loaded = load_file(&directory.join(STATE_FILE));
         let whole = matches!(&loaded, Ok(Loaded { origin: Origin::File, .. }));
         let backup = directory.join(BACKUP_FILE);
@@ -266,6 +343,20 @@ fn load_file(path: &Path) -> Result<Loaded, LoadError> {
     };
     let state = serde_json::from_slice(&bytes).map_err(LoadError::Damaged)?;
     Ok(Loaded { state, origin: Origin::File })
+}
+
+fn load_log(path: &Path, format: Format) -> Result<Loaded, LoadError> {
+    let bytes = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(LoadError::Read)?,
+    };
+    match log::whole(&bytes, format).0 {
+        None => Ok(Loaded { state: BotState::default(), origin: Origin::Default }),
+        Some(json) => {
+            let state = serde_json::from_slice(json).map_err(LoadError::Damaged)?;
+            Ok(Loaded { state, origin: Origin::File })
+        }
+    }
 }
 
 /// In what pieces a dump comes to its buffer, about as a JSON library makes them.
@@ -400,7 +491,7 @@ fn start_over(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Resu
     attempts(|| durably(disk, directory, json))
 }
 
-fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
     let handle = disk.open(directory, Open::Directory)?;
     let synced = disk.fsync(handle);
     synced.and(disk.close(handle))
@@ -447,9 +538,9 @@ impl Temp {
 }
 
 /// An open file as a writer.
-struct Handle<'a> {
-    disk: &'a mut dyn Storage,
-    file: FileId,
+pub(crate) struct Handle<'a> {
+    pub(crate) disk: &'a mut dyn Storage,
+    pub(crate) file: FileId,
 }
 
 impl Write for Handle<'_> {
@@ -485,7 +576,7 @@ mod tests {
             assert_eq!(acked, [1, 2, 3]);
             let mut names = disk.list(directory.path()).unwrap();
             names.retain(|name| strategy.companions().iter().all(|known| name != known));
-            assert_eq!(names, [STATE_FILE], "{}", strategy.name());
+            assert_eq!(names, [strategy.state_file()], "{}", strategy.name());
         }
     }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, PipeWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
+use crashtest_targets::{Disk, FileId, LOG_FILE, Open, STATE_FILE, Storage};
 use serde::{Deserialize, Serialize};
 
 use super::striker::{bytes, key};
@@ -35,8 +35,9 @@ pub struct Account {
     pub injection: Injection,
     /// What the strategy did from then on.
     pub steps: Vec<Step>,
-    /// What a failed fsync has left in memory only: the state file, or the directory.
-    pub unsynced: Vec<PathBuf>,
+    /// What a failed fsync has left in memory only, the state file or the directory; and how many
+    /// bytes at the beginning of the file are on disk.
+    pub unsynced: Vec<(PathBuf, usize)>,
 }
 
 /// Shows each call to [`Armed`] and does what that says.
@@ -140,10 +141,19 @@ impl<'a> ArmedStorage<'a> {
                 .zip(key(path))
                 .is_some_and(|(unsynced, key)| unsynced.is_lost(key, || bytes(path)))
         };
-        let names = [(STATE_FILE, STATE_FILE), (HERE, "")];
+        // No built-in syncs what it overwrites in place: only of a log something is on disk.
+        let synced = |path: &str| {
+            let (name, content) = (Path::new(path), bytes(Path::new(path)));
+            let unsynced = notes.unsynced.as_ref().zip(key(name));
+            let disk = unsynced.map(|(unsynced, key)| unsynced.on_disk(key, &content));
+            let same = disk.unwrap_or_default();
+            let same = same.iter().zip(&content).take_while(|(a, b)| a == b).count();
+            if path == LOG_FILE { same } else { 0 }
+        };
+        let names = [(STATE_FILE, STATE_FILE), (LOG_FILE, LOG_FILE), (HERE, "")];
         let unsynced = names.into_iter().filter(|(path, _)| lost(path));
         let account = Account {
-            unsynced: unsynced.map(|(_, name)| PathBuf::from(name)).collect(),
+            unsynced: unsynced.map(|(path, name)| (PathBuf::from(name), synced(path))).collect(),
             injection: self.armed.injection(),
             steps: notes.steps.finish(),
         };
@@ -162,9 +172,15 @@ impl Notes {
         self.open.get(file.0).map_or(0, |(_, position)| *position)
     }
 
-    fn opened(&mut self, file: FileId, path: &Path) {
+    fn opened(&mut self, file: FileId, path: &Path, how: Open) {
+        let end = || std::fs::metadata(path).map_or(0, |found| found.len());
+        let position = if how == Open::Append { end() } else { 0 };
+        if let (Open::Append, Some(unsynced), Some(key)) = (how, &mut self.unsynced, key(path)) {
+            // What was there before is on disk.
+            unsynced.meet(key, || bytes(path));
+        }
         self.open.resize(self.open.len().max(file.0 + 1), (PathBuf::new(), 0));
-        self.open[file.0] = (plain(path), 0);
+        self.open[file.0] = (plain(path), position);
     }
 
     /// Follows what is on disk.
@@ -199,7 +215,7 @@ impl Storage for ArmedStorage<'_> {
             self.gate(Call::Open, 0, effect, |disk, _| disk.open(path, how), |_| 0)?
         };
         if let Some(notes) = &mut self.notes {
-            notes.opened(opened, path);
+            notes.opened(opened, path, how);
         }
         Ok(opened)
     }

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crashtest_targets::{Disk, Origin, STATE_FILE, read_file};
+use crashtest_targets::{Disk, Origin, read_file};
 
 use super::hand::{self, Done, Hand};
 use crate::error::{Context, Result};
@@ -37,6 +37,8 @@ struct Slot {
     /// dozen.
     directory: PathBuf,
     state: PathBuf,
+    /// The name of the state file.
+    file: &'static str,
     /// What lies beside the state file.
     others: Vec<OsString>,
 }
@@ -56,9 +58,11 @@ impl<'a> BuiltInInjector<'a> {
         // On a full disk one would take the space of the others.
         let together = match volume {
             Some(_) => 1,
-            None => TOGETHER_BYTES_MAX / subject.initial().json.len().max(1),
+            None => TOGETHER_BYTES_MAX / subject.first_content().len().max(1),
         };
-        let slots: Vec<_> = (0..together.clamp(1, hand::TOGETHER_MAX)).map(Slot::new).collect();
+        let slots: Vec<_> = (0..together.clamp(1, hand::TOGETHER_MAX))
+            .map(|index| Slot::new(index, subject.strategy.state_file()))
+            .collect();
         for slot in &slots {
             fs::create_dir_all(&slot.directory)
                 .and_then(|()| slot.names())
@@ -72,8 +76,7 @@ impl<'a> BuiltInInjector<'a> {
 
     fn outcome(&mut self, index: usize, fault: &Fault, done: Done) -> Result<Outcome> {
         let slot = &mut self.slots[index];
-        let survivor =
-            slot.survivor(self.subject.initial().json.len()).context("read what is left")?;
+        let survivor = slot.survivor(self.subject).context("read what is left")?;
         if let Some(keep) = self.keep.take() {
             lab::copy_tree(&slot.directory, &keep)
                 .context(format_args!("keep a copy in {}", keep.display()))?;
@@ -82,6 +85,13 @@ impl<'a> BuiltInInjector<'a> {
             volume.release()?;
         }
         let recovery = slot.recover(self.subject).context("read what is left")?;
+        let on_disk = |(path, length): (PathBuf, usize)| {
+            let bytes = match survivor.files.get(&path) {
+                Some(Content::Bytes(bytes)) => &bytes[..length.min(bytes.len())],
+                _ => &[],
+            };
+            (path, self.subject.strategy.settled(bytes).to_vec())
+        };
         let Done { exit, acks, account, struck } = done;
         let (injection, steps, unsynced) = match account {
             Some(account) => (account.injection, account.steps, account.unsynced),
@@ -95,8 +105,7 @@ impl<'a> BuiltInInjector<'a> {
             acks,
             said: Vec::new(),
             steps,
-            // No built-in syncs what it overwrites in place: nothing of it is on disk.
-            unsynced: unsynced.into_iter().map(|path| (path, Vec::new())).collect(),
+            unsynced: unsynced.into_iter().map(on_disk).collect(),
             survivor,
             checks: Vec::new(),
             recovery,
@@ -166,9 +175,9 @@ impl Injector for BuiltInInjector<'_> {
 }
 
 impl Slot {
-    fn new(index: usize) -> Self {
+    fn new(index: usize, file: &'static str) -> Self {
         let directory = PathBuf::from(hand::slot_name(index));
-        Self { state: directory.join(STATE_FILE), directory, others: Vec::new() }
+        Self { state: directory.join(file), file, directory, others: Vec::new() }
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {
@@ -180,14 +189,15 @@ impl Slot {
         for name in std::mem::take(&mut self.others) {
             remove(&self.directory.join(name))?;
         }
-        fs::write(&self.state, &subject.initial().json)
+        fs::write(&self.state, subject.first_content())
     }
 
-    fn survivor(&self, expected: usize) -> io::Result<Survivor> {
+    fn survivor(&self, subject: &BuiltIn) -> io::Result<Survivor> {
         let mut survivor = Survivor::default();
-        match read_file(&self.state, expected) {
-            Ok(bytes) => {
-                survivor.files.insert(STATE_FILE.into(), Content::Bytes(bytes));
+        match read_file(&self.state, subject.first_content().len()) {
+            Ok(mut bytes) => {
+                bytes.truncate(subject.strategy.settled(&bytes).len());
+                survivor.files.insert(self.file.into(), Content::Bytes(bytes));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -201,7 +211,7 @@ impl Slot {
         let (load, next_save) = attempt
             .unwrap_or_else(|_| (Load::Failed("the load panicked".to_owned()), NextSave::NotTried));
         self.others = self.names()?;
-        self.others.retain(|name| name != STATE_FILE);
+        self.others.retain(|name| name != self.file);
         let known = subject.strategy.companions();
         let leftover = |name: &&OsString| known.iter().all(|known| *name != known);
         let leftovers = self.others.iter().filter(leftover).map(PathBuf::from).collect();
@@ -220,7 +230,7 @@ impl Slot {
             .start(&mut disk, &self.directory)
             .and_then(|()| strategy.save(&mut disk, &self.directory, next, &mut |_| {}));
         let next_save = match (saved, read_file(&self.state, next.json.len())) {
-            (Ok(()), Ok(bytes)) if bytes == next.json => NextSave::Saved,
+            (Ok(()), Ok(bytes)) if strategy.holds(&bytes, next) => NextSave::Saved,
             (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
             (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),
             (Err(error), _) => NextSave::Failed(format!("the next save failed: {error}")),

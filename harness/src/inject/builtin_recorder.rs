@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crashtest_targets::{Disk, FileId, Open, STATE_FILE, Storage};
+use crashtest_targets::{Disk, FileId, Open, Storage};
 
 use crate::error::{Context, Error, Result};
 use crate::op::{ByteOffset, Call, Effect, Op, Trace};
@@ -17,8 +17,10 @@ use crate::subject::BuiltIn;
 /// Runs the strategy unbroken in `directory`, records what it does and how long it takes.
 pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> {
     fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
-    fs::write(directory.join(STATE_FILE), &subject.initial().json)
-        .context("write the first state")?;
+    if !subject.first_save {
+        fs::write(directory.join(subject.strategy.state_file()), subject.first_content())
+            .context("write the first state")?;
+    }
     let done = Rc::new(Cell::new(0));
     let mut recorder = Recorder {
         disk: Disk::default(),
@@ -53,8 +55,8 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
 struct Recorder<'a> {
     disk: Disk,
     root: &'a Path,
-    /// Path and position of each open file.
-    open: Vec<(PathBuf, u64)>,
+    /// Path and position of each open file; one that is appended to has none.
+    open: Vec<(PathBuf, Option<u64>)>,
     trace: Trace,
     /// The flags of the open that is being made.
     flags: i32,
@@ -87,8 +89,8 @@ impl Storage for Recorder<'_> {
     fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
         let result = self.disk.open(path, how);
         if let Ok(FileId(id)) = result {
-            self.open.resize(id + 1, (PathBuf::new(), 0));
-            self.open[id] = (self.relative(path), 0);
+            self.open.resize(id + 1, (PathBuf::new(), None));
+            self.open[id] = (self.relative(path), (how != Open::Append).then_some(0));
         }
         if how != Open::Directory {
             self.flags = libc::O_WRONLY
@@ -96,6 +98,7 @@ impl Storage for Recorder<'_> {
                 | match how {
                     Open::Truncate => libc::O_TRUNC,
                     Open::New => libc::O_EXCL,
+                    Open::Append => libc::O_APPEND,
                     Open::Overwrite | Open::Directory => 0,
                 };
             let (path, truncate) = (self.relative(path), how == Open::Truncate);
@@ -109,12 +112,16 @@ impl Storage for Recorder<'_> {
     }
 
     fn write(&mut self, file: FileId, bytes: &[u8]) -> io::Result<usize> {
+        let (path, position) = self.open[file.0].clone();
+        let end = || fs::metadata(self.root.join(&path)).map_or(0, |found| found.len());
+        let offset = position.unwrap_or_else(end);
         let result = self.disk.write(file, bytes);
-        let (path, offset) = self.open[file.0].clone();
         let count = *result.as_ref().unwrap_or(&0);
         let effect =
             Effect::Write { path, offset: ByteOffset(offset), data: bytes[..count].to_vec() };
-        self.open[file.0].1 += count as u64;
+        if let Some(position) = &mut self.open[file.0].1 {
+            *position += count as u64;
+        }
         let status = if result.is_ok() { count as i64 } else { result_of(&result) };
         self.note(Call::Write, effect, status);
         result

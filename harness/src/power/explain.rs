@@ -19,6 +19,8 @@ use crate::verdict::ViolationKind;
 pub enum Remedy {
     /// fsync of the new file before it is given its name.
     SyncFile,
+    /// fsync of the file before the ack.
+    SyncFileBeforeAck,
     /// fsync of the directory before the ack.
     SyncDirectory,
     /// Both.
@@ -43,12 +45,13 @@ impl Remedy {
     pub fn words(self) -> &'static str {
         match self {
             Self::SyncFile => "missing fsync of the file: call fsync on it before the rename",
+            Self::SyncFileBeforeAck => "missing fsync of the file: call fsync on it before the ack",
             Self::SyncDirectory => {
                 "missing fsync of the directory: open it and call fsync on it before the ack"
             }
             Self::SyncFileAndDirectory => {
-                "missing fsync of the file and of the directory: before the rename the one, before \
-                 the ack the other"
+                "missing fsync of the file and of its directory: of the file before it gets its \
+                 name, of the directory before the ack"
             }
             Self::TempBeside => {
                 "the temporary file is on another file system, so that it is copied and not \
@@ -108,31 +111,16 @@ impl Broken<'_> {
             ViolationKind::Missing => self.missing(&lost),
             _ => self.damaged(&lost),
         };
-        let ops: BTreeSet<usize> =
-            lost.steps.iter().copied().chain(lost.writes.iter().map(|(op, _)| *op)).collect();
-        let calls: BTreeSet<String> = ops.iter().map(|op| self.role(*op)).collect();
-        let cause = format!(
-            "{} {remedy:?} {} / {}",
-            self.kind.name(),
-            durable.map_or_else(String::new, |op| self.role(op)),
-            calls.into_iter().collect::<Vec<_>>().join(", ")
-        );
+        let steps = lost.steps.iter().map(|(op, _)| *op);
+        let ops: BTreeSet<usize> = steps.chain(lost.writes.iter().map(|(op, _)| *op)).collect();
+        let file = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let cause = format!("{} {remedy:?} {file}", self.kind.promise().name());
         let after_ops = self.moment.ops_begun();
         Explanation { after_ops, lost: ops.into_iter().collect(), durable, words, remedy, cause }
     }
 
     fn op(&self, index: usize) -> &Op {
         &self.lowered.trace.ops[index]
-    }
-
-    /// What an op is, whatever its number and the name of its temporary file.
-    fn role(&self, index: usize) -> String {
-        let op = self.op(index);
-        let name = |path: &Path| match self.paths.iter().any(|state| state == path) {
-            true => path.display().to_string(),
-            false => "another file".to_owned(),
-        };
-        format!("{} {}", op.call.name(), name(op.effect.path()))
     }
 
     /// All that had happened and is lost, and matters.
@@ -143,7 +131,7 @@ impl Broken<'_> {
         for (index, step) in lowered.steps.iter().enumerate() {
             let number = super::lower::count(index);
             if step.time < self.moment && matters[index] && !self.state.has_step(lowered, number) {
-                lost.steps.push(step.time.op());
+                lost.steps.push((step.time.op(), Step::of(&step.change)));
             }
         }
         let finder = Finder::new(lowered);
@@ -224,10 +212,11 @@ impl Broken<'_> {
         });
         let cut = cut.map(|step| self.lowered.steps[*step as usize].time.op());
         let appended = cut.is_none()
+            && !writes.is_empty()
             && writes.iter().all(|(op, _)| self.appends(*op, ino))
-            && !self.lowered.inode(ino).first.is_empty();
+            && (!self.lowered.inode(ino).first.is_empty() || self.is_log(writes[0].0));
         let state = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
-        let after = lost.steps.first().copied();
+        let after = lost.steps.first().map(|(op, _)| *op);
         let words = match (cut, writes.is_empty(), after) {
             (Some(op), false, _) => format!(
                 "{state} is written in place: {} is durable, {} not",
@@ -262,6 +251,14 @@ impl Broken<'_> {
         }
     }
 
+    /// Whether the file that an op writes to is opened to be appended to.
+    fn is_log(&self, op: usize) -> bool {
+        let path = self.op(op).effect.path();
+        self.lowered.trace.ops[..=op]
+            .iter()
+            .any(|op| op.flags & libc::O_APPEND != 0 && op.effect.path() == path)
+    }
+
     fn appends(&self, op: usize, ino: Ino) -> bool {
         let grows = |change: &&super::Change| matches!(change.what, Content::Size(_));
         let changes = &self.lowered.inode(ino).changes;
@@ -280,7 +277,7 @@ impl Broken<'_> {
         });
         let away = before.map(|(_, step)| step.time.op()).find(|op| names(self.op(*op)));
         let Some(away) = away else { return self.lost_ack(lost) };
-        let back = lost.steps.iter().copied().find(|op| *op > away);
+        let back = lost.steps.iter().map(|(op, _)| *op).find(|op| *op > away);
         let words = match back {
             Some(back) => {
                 format!("{} is durable, {} is not", self.name_of(away), self.name_of(back))
@@ -302,7 +299,8 @@ impl Broken<'_> {
             Effect::Open { path, .. } | Effect::Symlink { path, .. } => self.paths.contains(path),
             _ => false,
         };
-        let naming = lost.steps.iter().copied().rfind(names_state);
+        let names = lost.steps.iter().filter(|(_, step)| *step == Step::Names);
+        let naming = names.map(|(op, _)| *op).filter(names_state).last();
         let save = self
             .lowered
             .trace
@@ -312,25 +310,34 @@ impl Broken<'_> {
             .take_while(|op| !matches!(&op.effect, Effect::Open { .. }));
         let synced_late = save
             .enumerate()
-            .find(|(_, op)| matches!(op.call, Call::Fsync | Call::Fdatasync | Call::Sync))
+            .find(|(_, op)| {
+                matches!(op.call, Call::Rename | Call::Fsync | Call::Fdatasync | Call::Sync)
+            })
             .map(|(later, _)| ack_ops + later);
         let what = match naming {
             Some(op) => format!("{} is", self.name_of(op)),
             None if lost.writes.is_empty() => match lost.steps.last() {
-                Some(op) => format!("{} is", self.name_of(*op)),
+                Some((op, _)) => format!("{} is", self.name_of(*op)),
                 None => "the save is".to_owned(),
             },
             None => self.bytes_of(&lost.all_writes()),
         };
         if let Some(late) = synced_late {
-            let words =
-                format!("ack {ack} is given before {}, and {what} not durable", self.name_of(late));
+            let words = match lost.steps.is_empty() && lost.writes.is_empty() {
+                true => format!("ack {ack} is given before {}", self.name_of(late)),
+                false => {
+                    let late = self.name_of(late);
+                    format!("ack {ack} is given before {late}, and {what} not durable")
+                }
+            };
             return (words, None, Remedy::AckLater);
         }
         if naming.is_none() {
             let why = self.why_not_synced(&lost.all_writes(), ack_ops);
-            let remedy =
-                if lost.writes.is_empty() { Remedy::SyncDirectory } else { Remedy::SyncFile };
+            let remedy = match lost.writes.is_empty() {
+                true => Remedy::SyncDirectory,
+                false => Remedy::SyncFileBeforeAck,
+            };
             return (format!("ack {ack} is given, and {what} not durable: {why}"), None, remedy);
         }
         let unsynced = !lost.writes.is_empty();
@@ -357,7 +364,11 @@ impl Broken<'_> {
             root if root == OsStr::new("") => "the directory".to_owned(),
             _ => path.display().to_string(),
         });
+        let made = self.lowered.steps.iter().any(|step| {
+            step.time == Time::of_effect(index) && matches!(step.change, StepChange::Names(_))
+        });
         let what = match &op.effect {
+            Effect::Open { path, .. } if made => format!("the making of {}", name(path)),
             Effect::Rename { from, to, .. } => {
                 format!("the rename of {} over {}", name(from), name(to))
             }
@@ -422,11 +433,29 @@ impl Broken<'_> {
     }
 }
 
+/// What a lost step does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It changes names.
+    Names,
+    /// It changes a file.
+    File,
+}
+
+impl Step {
+    fn of(change: &StepChange) -> Self {
+        match change {
+            StepChange::Names(_) => Self::Names,
+            StepChange::Resize { .. } | StepChange::Closed => Self::File,
+        }
+    }
+}
+
 /// What had happened and is lost.
 #[derive(Default)]
 struct Lost {
-    /// Ops.
-    steps: Vec<usize>,
+    /// Ops, and what they do.
+    steps: Vec<(usize, Step)>,
     /// Op, inode, and how many bytes.
     writes: Vec<(usize, (Ino, usize))>,
 }

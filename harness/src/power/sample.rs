@@ -29,7 +29,7 @@ impl Walk<'_> {
     ) -> Complete {
         let epochs = self.epochs();
         let sets = self.count_of_prefixes().max(1);
-        let per_set = (states / sets).clamp(CONTENTS_MIN, 4096);
+        let per_set = (states / sets).clamp(CONTENTS_MIN, 1 << 16);
         // Where even that is too much, some sets of steps are left out.
         let stride = (sets * CONTENTS_MIN / states.max(1)).max(1);
         let mut random = ChaCha8Rng::seed_from_u64(seed);

@@ -26,6 +26,18 @@ pub struct CrashState {
 }
 
 impl CrashState {
+    /// Whether a recording has all that the set names.
+    #[must_use]
+    pub fn fits(&self, lowered: &Lowered) -> bool {
+        let has = |ino: &u32, changes: &Vec<u32>| {
+            lowered.inodes.get(*ino as usize).is_some_and(|inode| {
+                changes.iter().all(|change| (*change as usize) < inode.changes.len())
+            })
+        };
+        self.steps.iter().all(|step| (*step as usize) < lowered.steps.len())
+            && self.changes.iter().all(|(ino, changes)| has(ino, changes))
+    }
+
     /// Whether a step is in the set.
     #[must_use]
     pub fn has_step(&self, lowered: &Lowered, step: u32) -> bool {

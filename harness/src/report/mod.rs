@@ -15,6 +15,9 @@ pub mod power;
 pub mod replay;
 pub mod table;
 
+/// The file system of a run that used none but its model.
+pub const MODEL: &str = "model";
+
 /// What a run found. `report.json` is this.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {

@@ -41,6 +41,8 @@ pub struct Cell {
 pub struct Finding {
     /// What broke.
     pub kind: ViolationKind,
+    /// What breaks for the same cause, by crash states.
+    pub kinds: BTreeMap<ViolationKind, u64>,
     /// The damage, in words.
     pub detail: String,
     /// How many crash states have this cause.
@@ -159,15 +161,15 @@ fn causes(report: &Report, row: &Row, text: &mut String) {
     for found in folded.iter().take(PRINTED_MAX) {
         let Some((_, first)) = found.first() else { continue };
         let profiles: Vec<_> = found.iter().map(|(cell, _)| cell.profile.as_str()).collect();
-        let states: u64 = found.iter().map(|(_, finding)| finding.states).sum();
-        let _ = writeln!(
-            text,
-            "{} {}: {} (on {}; {states} states)",
-            row.name,
-            first.kind.name(),
-            first.detail,
-            profiles.join(", ")
-        );
+        let mut kinds: BTreeMap<ViolationKind, u64> = BTreeMap::new();
+        for (kind, states) in found.iter().flat_map(|(_, finding)| &finding.kinds) {
+            *kinds.entry(*kind).or_default() += states;
+        }
+        let kinds: Vec<_> =
+            kinds.iter().map(|(kind, states)| format!("{} {states}", kind.name())).collect();
+        let all = if profiles.len() == row.cells.len() { "all" } else { &profiles.join(", ") };
+        let _ = writeln!(text, "{}: {} states on {all}", row.name, kinds.join(", "));
+        let _ = writeln!(text, "  first:  {}", first.detail);
         let _ = writeln!(text, "  why:    {}", first.explanation.words);
         let _ = writeln!(text, "  remedy: {}", first.explanation.remedy.words());
         let _ = writeln!(text, "  replay: {} replay {}{}", called(report), first.id, place(report));

@@ -28,6 +28,10 @@ pub fn render(replayed: &Replayed) -> String {
     };
     let _ = writeln!(text, "struck:  {struck}");
     step_lines(replayed, &mut text);
+    if let Some(why) = &replayed.explanation {
+        let _ = writeln!(text, "why:     {}", why.words);
+        let _ = writeln!(text, "remedy:  {}", why.remedy.words());
+    }
     let promise = match replayed.exit {
         Exit::Status(0) => "exit status 0 promises the last".to_owned(),
         _ => format!("{} seen", replayed.acks),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::{Report, Row, Swept};
+use super::{MODEL, Report, Row, Swept};
 use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
 use crate::sweep::EXACT;
@@ -286,8 +286,9 @@ fn conclusion(report: &Report) -> String {
     let trials: u64 = report.subjects.iter().map(|row| row.tally.trials()).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let rate = report.trials_now as f64 * 1000.0 / report.elapsed_ms.max(1) as f64;
+    let what = if report.file_system == MODEL { "crash states" } else { "trials" };
     let mut text = format!(
-        "{trials} trials, {rate:.0} trials/s on {} worker{}, seed {}, results in {}",
+        "{trials} {what}, {rate:.0} a second on {} worker{}, seed {}, results in {}",
         report.jobs,
         if report.jobs == 1 { "" } else { "s" },
         report.seed.0,

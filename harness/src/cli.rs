@@ -25,6 +25,10 @@ const AFTER_HELP: &str = "Exit status: 0 every expectation held; 1 a violation t
 pub enum Command {
     /// Run a scenario on built-in strategies, or on any program
     Run(Box<Run>),
+    /// Record one run of a program in a file, and print what it did
+    Record(Box<Record>),
+    /// Print what a recorded run did
+    Timeline(Timeline),
     /// Run one trial again, show what it leaves and keep the directory
     Replay(Replay),
     /// List what there is: scenarios, strategies, kept runs, kept violations
@@ -49,6 +53,9 @@ pub struct Run {
     /// Built-in strategies to test, separated by commas, or `all` [default: the scenario's]
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "program")]
     pub strategy: Vec<String>,
+    /// Test a recorded run, and run nothing; for the scenario poweroff, and for sigkill --exhaustive
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["program", "strategy"])]
+    pub recording: Option<PathBuf>,
     /// What draws everything that is drawn [default: a new one, which is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -124,6 +131,33 @@ pub struct Run {
     /// The program to test, with its arguments; `{dir}` stands for the trial directory
     #[arg(last = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
+}
+
+/// `crashtest record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// The file
+    #[arg(long, short, default_value = "recording.jsonl", value_name = "FILE")]
+    pub output: PathBuf,
+    /// Parent of the directory in which it runs [default: /dev/shm, or else the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// What is known about the program
+    #[command(flatten)]
+    pub about: About,
+    /// The program, with its arguments; `{dir}` stands for the directory in which it runs
+    #[arg(last = true, value_name = "PROGRAM", required = true)]
+    pub program: Vec<String>,
+}
+
+/// `crashtest timeline`.
+#[derive(Debug, Args)]
+pub struct Timeline {
+    /// The recording
+    pub file: PathBuf,
 }
 
 /// Options about the program under test.

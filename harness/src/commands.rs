@@ -13,9 +13,13 @@ use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
 use crate::os::signals;
 use crate::plan::Seed;
+use crate::power::lower::lower;
 use crate::power::profile::Profile;
 use crate::poweroff::Power;
+use crate::prepare;
+use crate::recording::Recording;
 use crate::replay;
+use crate::report::timeline;
 use crate::report::{self, table};
 use crate::results::{self, RunDirectory};
 use crate::run::{self, Place, Request};
@@ -25,6 +29,7 @@ use crate::suggest;
 use crate::sweep::{Depth, Reach};
 use crate::verdict::Promise;
 use crate::volume::BLOCK_BYTES;
+use std::sync::Arc;
 
 /// Trials of a program, which may take long to start, unless the user says otherwise.
 const PROGRAM_TRIALS: u64 = 500;
@@ -40,6 +45,8 @@ const SAVED_BYTES_MAX: u64 = 1 << 30;
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
         cli::Command::Run(options) => run(&options),
+        cli::Command::Record(options) => record(&options),
+        cli::Command::Timeline(options) => print(&shown(&Recording::read(&options.file)?)?),
         cli::Command::Replay(options) => replay(&options),
         cli::Command::List(list) => print(&list_text(&list)),
         cli::Command::Doctor => {
@@ -100,6 +107,27 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
     Ok(report.status())
 }
 
+fn record(options: &cli::Record) -> Result<ExitStatus> {
+    let command = command(&options.about, &options.program)?;
+    let recording = prepare::recording(&command_name(&command), &command, options.dir.as_deref())?;
+    let file = std::fs::File::create(&options.output).map_err(|error| {
+        Error::usage(format!("cannot write {}: {error}", options.output.display()))
+    })?;
+    recording.write(std::io::BufWriter::new(file))?;
+    if !options.quiet {
+        print(&shown(&recording)?)?;
+        print(&format!("recorded in {}\n", options.output.display()))?;
+    }
+    Ok(ExitStatus::AsExpected)
+}
+
+/// A recording as text, with what syncs each op where nothing else is promised.
+fn shown(recording: &Recording) -> Result<String> {
+    let (trace, profile) = (Arc::new(recording.trace.clone()), Profile::find("posix")?);
+    let lowered = lower(&trace, &recording.before, &profile.flags);
+    Ok(timeline::render(recording, lowered.as_ref().ok()))
+}
+
 fn replay(options: &cli::Replay) -> Result<ExitStatus> {
     let replayed = replay::replay(&options.results.root, &options.id, options.keep.as_deref())?;
     if options.json {
@@ -153,10 +181,21 @@ fn request(options: &cli::Run) -> Result<Request> {
     scenario.saves = options.saves.unwrap_or(scenario.saves);
     scenario.state_bytes = options.state_bytes.unwrap_or(scenario.state_bytes);
     let mut promises: BTreeSet<Promise> = scenario.promises.clone();
-    let subjects = if options.program.is_empty() {
+    let subjects = if let Some(file) = &options.recording {
+        if scenario.fault != FaultKind::PowerLoss {
+            return Err(Error::usage(format!("nothing of `{}` can be derived", scenario.name))
+                .help("--recording is for the scenario poweroff"));
+        }
+        // Nothing is run, so that nothing can be said of a recovery.
+        promises.retain(|promise| matches!(promise, Promise::Atomic | Promise::Durable));
+        let file = std::fs::canonicalize(file)
+            .map_err(|error| Error::usage(format!("cannot read {}: {error}", file.display())))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        vec![(name, Subject::Recorded { file })]
+    } else if options.program.is_empty() {
         built_ins(options, &scenario)?
     } else {
-        let command = command(options)?;
+        let command = command(&options.about, &options.program)?;
         let own =
             command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
         if own {
@@ -418,8 +457,7 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
         .collect()
 }
 
-fn command(options: &cli::Run) -> Result<Command> {
-    let about = &options.about;
+fn command(about: &cli::About, program: &[String]) -> Result<Command> {
     let default = Limits::default();
     let mut env = BTreeMap::new();
     for pair in &about.env {
@@ -429,7 +467,7 @@ fn command(options: &cli::Run) -> Result<Command> {
         env.insert(name.to_owned(), value.to_owned());
     }
     Ok(Command {
-        argv: options.program.clone(),
+        argv: program.to_vec(),
         state: about.state.clone(),
         ack: about.ack.clone(),
         check: about.check.clone(),

@@ -29,6 +29,7 @@ use crate::record::{Brief, Record};
 use crate::report::power::{Cell, Finding};
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
+use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
 use crate::tally::Tally;
 use crate::trial::Trial;
@@ -187,16 +188,9 @@ impl<'a> Recording<'a> {
         // The crash states are of this very recording: its versions are known byte by byte.
         let history = match &prepared.kind {
             Kind::BuiltIn(_) => prepared.history.clone(),
-            Kind::Command(learned) => {
-                let is_state = |path: &Path| learned.state.contains(path);
-                let mut history = History::learn(&trace, &prepared.before, &is_state)
-                    .map_err(|NotModelled(why)| Error::internal(why))?;
-                if !learned.serves {
-                    // Exit status 0 promises the last version.
-                    trace.acks.push(trace.ops.len());
-                    history.owed.push(history.last());
-                }
-                history
+            Kind::Command(learned) => learn(&mut trace, prepared, &learned.state, !learned.serves)?,
+            Kind::Recorded(recorded) => {
+                learn(&mut trace, prepared, &recorded.state, recorded.ended)?
             }
         };
         let paths = history.files().into_iter().cloned().collect();
@@ -228,6 +222,23 @@ impl<'a> Recording<'a> {
     }
 }
 
+/// The versions of a recording. Exit status 0 promises the last one.
+fn learn(
+    trace: &mut Trace,
+    prepared: &Prepared,
+    state: &StateFiles,
+    ended: bool,
+) -> Result<History> {
+    let is_state = |path: &Path| state.contains(path);
+    let mut history = History::learn(trace, &prepared.before, &is_state)
+        .map_err(|NotModelled(why)| Error::internal(why))?;
+    if ended {
+        trace.acks.push(trace.ops.len());
+        history.owed.push(history.last());
+    }
+    Ok(history)
+}
+
 /// The crash state of an outcome.
 fn state_of(outcome: &Outcome) -> &CrashState {
     match &outcome.fault {
@@ -243,6 +254,9 @@ static NOTHING: CrashState =
 impl Case<'_> {
     /// Whether the subject, or a check, has something to say about survivors.
     fn reacts(&self) -> bool {
+        if matches!(self.recording.prepared.kind, Kind::Recorded(_)) {
+            return false;
+        }
         let asked = [Promise::Recoverable, Promise::Checked, Promise::Tidy];
         let promises = &self.request.promises;
         asked.iter().any(|promise| promises.contains(promise))
@@ -328,7 +342,7 @@ impl Case<'_> {
         let Explored { profile, lowered, derived, confronted } = explored;
         let promises = &self.request.promises;
         let (mut tally, mut causes) = (Tally::default(), BTreeMap::<String, Cause>::new());
-        let mut explained = 0;
+        let (mut explained, mut usual) = (0, HashMap::<ViolationKind, String>::new());
         for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
             let reaction = confronted.map(|place| &reactions[place]);
             let reacted = reaction.map(|reaction| &reaction.violations[..]).unwrap_or_default();
@@ -361,11 +375,11 @@ impl Case<'_> {
                 tally.enter(&kinds, owing.states);
                 let Some(first) = violations.first() else { continue };
                 explained += 1;
-                let cause = if explained > EXPLAINED_MAX {
-                    format!("{} and not looked into", first.kind.name())
-                } else {
-                    self.recording.explain(lowered, &outcome, first.kind).cause
-                };
+                let explain = || self.recording.explain(lowered, &outcome, first.kind).cause;
+                // What breaks thousands of states breaks the rest for the same reason.
+                let known = usual.get(&first.kind).filter(|_| explained > EXPLAINED_MAX);
+                let cause = known.cloned().unwrap_or_else(explain);
+                usual.insert(first.kind, cause.clone());
                 let entry = causes.entry(cause).or_insert_with(|| Cause::new(outcome.clone()));
                 entry.add(outcome, violations, owing.states);
             }

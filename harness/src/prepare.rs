@@ -2,17 +2,21 @@
 //! the places where faults can strike.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crashtest_targets::Strategy;
 
 use crate::baseline;
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
+use crate::history::History;
 use crate::inject::builtin_recorder;
 use crate::lab::{self, Lab};
 use crate::model::{Files, Node};
-use crate::plan::{Planner, Sites};
-use crate::subject::{BuiltIn, Kind, Prepared, Subject};
+use crate::plan::{Granularity, Planner, Seed, Sites};
+use crate::recording::Recording;
+use crate::state_files::StateFiles;
+use crate::subject::{BuiltIn, Command, Kind, Prepared, Recorded, Subject};
 
 /// Runs the subject unbroken, so that a fault of this kind can strike it; `planner` makes the planner
 /// from its sites.
@@ -32,7 +36,42 @@ pub fn prepare(
             built_in(name, subject, lab, planner)
         }
         Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
+        Subject::Recorded { file } => recorded(name, &Recording::read(file)?, planner),
     }
+}
+
+/// Runs a program unbroken and keeps what it did.
+pub fn recording(name: &str, command: &Command, directory: Option<&Path>) -> Result<Recording> {
+    let lab = Lab::new(directory)?;
+    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
+    let prepared = baseline::learn(name, command, &lab, FaultKind::PowerLoss, planner)?;
+    let Kind::Command(learned) = &prepared.kind else {
+        return Err(Error::internal("a program is no program"));
+    };
+    Ok(Recording {
+        command: command.argv.clone(),
+        kernel: crate::run::kernel(),
+        state: prepared.history.files().into_iter().cloned().collect(),
+        ended: !learned.serves,
+        before: prepared.before,
+        trace: prepared.trace,
+    })
+}
+
+fn recorded(
+    name: &str,
+    recording: &Recording,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    let Recording { before, trace, state, ended, .. } = recording.clone();
+    let is_state = |path: &Path| state.contains(path);
+    let history = History::learn(&trace, &before, &is_state)
+        .map_err(|why| Error::usage(format!("the model does not know {}", why.0)))?;
+    let sites = Sites::of(&trace, Duration::ZERO);
+    let kind = Kind::Recorded(Recorded { state: StateFiles::Found(state.clone()), ended });
+    let planner = planner(sites.clone());
+    let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, notes })
 }
 
 fn built_in(

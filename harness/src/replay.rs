@@ -19,6 +19,7 @@ use crate::power::explain::Explanation;
 use crate::poweroff::{self, Again};
 use crate::prepare;
 use crate::results::{self, Kept};
+use crate::subject::Kind;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
 use crate::volume::Volume;
@@ -149,8 +150,10 @@ fn power(
         poweroff::again(&prepared, loss, kept.acks, kind)?;
     let directory = directory_to_keep(kept, keep)?;
     left.unfold(&directory).context(format_args!("fill {}", directory.display()))?;
-    let mut injector = inject::for_subject(&prepared, &lab.room(0)?, None)?;
-    (outcome.checks, outcome.recovery) = injector.confront(&left)?;
+    if !matches!(prepared.kind, Kind::Recorded(_)) {
+        let mut injector = inject::for_subject(&prepared, &lab.room(0)?, None)?;
+        (outcome.checks, outcome.recovery) = injector.confront(&left)?;
+    }
     let verdict = oracle::judge(&outcome, &history, &kept.promises);
     let files = files(&outcome, &history, survivor);
     Ok(Replayed {

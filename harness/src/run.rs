@@ -382,7 +382,9 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
 
-fn kernel() -> String {
+/// The kernel that runs here.
+#[must_use]
+pub fn kernel() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "unknown".to_owned(),
         |name| format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy()),

@@ -35,6 +35,11 @@ pub enum Subject {
     },
     /// Any program.
     Command(Box<Command>),
+    /// A run that was recorded.
+    Recorded {
+        /// The recording.
+        file: PathBuf,
+    },
 }
 
 /// A program and what is known about it.
@@ -162,6 +167,17 @@ pub enum Kind {
     BuiltIn(BuiltIn),
     /// See [`Subject::Command`].
     Command(Box<Learned>),
+    /// See [`Subject::Recorded`].
+    Recorded(Recorded),
+}
+
+/// A run that was recorded.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// Its state files.
+    pub state: StateFiles,
+    /// Whether it ended by itself, with status 0.
+    pub ended: bool,
 }
 
 /// A program, and what its unbroken run has taught.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fault::Fault;
 use crate::outcome::{Check, Outcome, Recovery, Step, Survivor};
 use crate::power::survivor::Node;
@@ -85,5 +85,6 @@ pub fn for_subject<'a>(
         Kind::Command(subject) => {
             Ok(Box::new(command::CommandInjector::new(subject, prepared, room, volume)?))
         }
+        Kind::Recorded(_) => Err(Error::usage("a recording can't be run")),
     }
 }

@@ -14,6 +14,7 @@ use crate::verdict::{Promise, ViolationKind};
 pub mod power;
 pub mod replay;
 pub mod table;
+pub mod timeline;
 
 /// The file system of a run that used none but its model.
 pub const MODEL: &str = "model";

@@ -118,6 +118,13 @@ impl Sampled {
         Self { each, done: vec![false; total], from: 0 }
     }
 
+    /// Leaves out the trials of a subject from `all` on.
+    pub fn end(&mut self, subject: usize, all: u64) {
+        for n in all..self.each {
+            self.cross_out(subject, n);
+        }
+    }
+
     fn index(&self, subject: usize, n: u64) -> Option<usize> {
         let first = subject.checked_mul(usize::try_from(self.each).ok()?)?;
         (n < self.each).then_some(first + usize::try_from(n).ok()?)

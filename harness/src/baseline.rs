@@ -121,8 +121,9 @@ pub fn learn(
         )));
     }
     let kind = Kind::Command(Box::new(learned));
-    let (before, trace) = (second.before, second.trace);
-    Ok(Prepared { name: name.to_owned(), kind, sites, history, planner, before, trace, notes })
+    let (name, before, trace) = (name.to_owned(), second.before, second.trace);
+    let twin = Some(first.trace);
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
 }
 
 /// Finds what is wrong with the options before anything is run.

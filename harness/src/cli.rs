@@ -82,6 +82,12 @@ pub struct Run {
     /// How many calls fail in one run: 2 for each pair of a failure and another in its handling
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub depth: Option<u8>,
+    /// Of a kill: derive every state from one recording, byte by byte, and really make some of them
+    #[arg(long, conflicts_with_all = ["trials", "timing", "granularity"])]
+    pub exhaustive: bool,
+    /// How many of those are really made, violations first [default: 50]
+    #[arg(long, value_name = "N", requires = "exhaustive")]
+    pub confirm: Option<u64>,
     /// Of a loss of power: the profiles of file systems, separated by commas; a built-in one or the path
     /// of a profile file [default: the scenario's]
     #[arg(long, value_name = "NAME|PATH", value_delimiter = ',')]

@@ -34,6 +34,9 @@ use std::sync::Arc;
 /// Trials of a program, which may take long to start, unless the user says otherwise.
 const PROGRAM_TRIALS: u64 = 500;
 
+/// How many derived states are really made, unless the user says so.
+const CONFIRMED: u64 = 50;
+
 /// The most trials of one subject; their numbers are kept in memory.
 const TRIALS_MAX: u64 = 10_000_000;
 /// The largest file system: images are sparse, and few of their blocks are ever written.
@@ -170,6 +173,7 @@ fn request(options: &cli::Run) -> Result<Request> {
             trials: plan.trials,
             reach: plan.reach,
             power: plan.power,
+            exhaustive: plan.exhaustive,
             subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
             promises: plan.promises,
             command_line: plan.command_line,
@@ -182,9 +186,9 @@ fn request(options: &cli::Run) -> Result<Request> {
     scenario.state_bytes = options.state_bytes.unwrap_or(scenario.state_bytes);
     let mut promises: BTreeSet<Promise> = scenario.promises.clone();
     let subjects = if let Some(file) = &options.recording {
-        if scenario.fault != FaultKind::PowerLoss {
+        if scenario.fault != FaultKind::PowerLoss && !options.exhaustive {
             return Err(Error::usage(format!("nothing of `{}` can be derived", scenario.name))
-                .help("--recording is for the scenario poweroff"));
+                .help("--recording is for the scenario poweroff, and for sigkill --exhaustive"));
         }
         // Nothing is run, so that nothing can be said of a recovery.
         promises.retain(|promise| matches!(promise, Promise::Atomic | Promise::Durable));
@@ -227,6 +231,7 @@ fn request(options: &cli::Run) -> Result<Request> {
     Ok(Request {
         fault,
         power,
+        exhaustive: exhaustive(options, &scenario, fault)?,
         reach,
         granularity: options.granularity.unwrap_or(scenario.granularity),
         seed: Seed(match options.seed {
@@ -311,6 +316,16 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
         (None, None) => reach.depth,
     };
     Ok(reach)
+}
+
+/// How many derived states are to be confirmed, if all are to be derived.
+fn exhaustive(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
+    if options.exhaustive && fault != FaultKind::Kill {
+        let name = &scenario.name;
+        return Err(Error::usage(format!("--exhaustive has no meaning in the scenario `{name}`"))
+            .help("poweroff is exhaustive as far as it can be; else use the scenario sigkill"));
+    }
+    Ok(options.exhaustive.then(|| options.confirm.unwrap_or(CONFIRMED)))
 }
 
 /// What a loss of power is derived for: as the scenario says, unless the command line says otherwise.

@@ -54,11 +54,19 @@ impl Files {
     /// The bytes of the regular file that `path` leads to, by way of symbolic links too.
     #[must_use]
     pub fn bytes(&self, path: &Path) -> Option<&[u8]> {
+        match self.get(&self.target(path)?)? {
+            Node::File(bytes) => Some(bytes),
+            Node::Directory | Node::Symlink(_) => None,
+        }
+    }
+
+    /// The path that `path` leads to, by way of symbolic links.
+    #[must_use]
+    pub fn target(&self, path: &Path) -> Option<PathBuf> {
         let mut path = path.to_owned();
         for _ in 0..LINKS_MAX {
             match self.get(&path)? {
-                Node::File(bytes) => return Some(bytes),
-                Node::Directory => return None,
+                Node::File(_) | Node::Directory => return Some(path),
                 Node::Symlink(target) => {
                     path = plain(&path.parent().unwrap_or(Path::new("")).join(target));
                 }

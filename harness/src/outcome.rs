@@ -145,3 +145,15 @@ pub enum NextSave {
     /// It failed, or what it saved is not there.
     Failed(String),
 }
+
+impl Survivor {
+    /// How many bytes there are in all state files.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let sizes = self.files.values().map(|content| match content {
+            Content::Bytes(bytes) => bytes.len(),
+            Content::Other(_) => 0,
+        });
+        sizes.sum()
+    }
+}

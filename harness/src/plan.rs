@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::confirm::Listed;
 use crate::fault::{Fault, FaultKind, Nature, Point, Strike};
 use crate::op::{ByteOffset, Call, Effect, OpIndex, Trace};
 use crate::sweep::{Number, Reach, Sweep};
@@ -98,6 +99,8 @@ pub enum Planner {
     Sampled(Sampler),
     /// All places are struck, one after another.
     Swept(Sweep),
+    /// The places are given.
+    Listed(Listed),
 }
 
 impl Planner {
@@ -125,6 +128,9 @@ impl Planner {
         match self {
             Self::Sampled(sampler) => sampler.fault(n),
             Self::Swept(sweep) => sweep.fault(Number::from_kept(n)),
+            Self::Listed(listed) => {
+                usize::try_from(n).ok().and_then(|n| listed.faults.get(n)).cloned()
+            }
         }
     }
 
@@ -134,6 +140,7 @@ impl Planner {
         match self {
             Self::Sampled(sampler) => sampler.fault(0).is_some(),
             Self::Swept(sweep) => sweep.lanes() > 0,
+            Self::Listed(listed) => !listed.faults.is_empty(),
         }
     }
 
@@ -142,7 +149,7 @@ impl Planner {
     pub fn population(&self) -> Option<u64> {
         match self {
             Self::Sampled(sampler) => sampler.population(),
-            Self::Swept(_) => None,
+            Self::Swept(_) | Self::Listed(_) => None,
         }
     }
 }

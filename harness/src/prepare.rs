@@ -13,6 +13,7 @@ use crate::history::History;
 use crate::inject::builtin_recorder;
 use crate::lab::{self, Lab};
 use crate::model::{Files, Node};
+use crate::op::Trace;
 use crate::plan::{Granularity, Planner, Seed, Sites};
 use crate::recording::Recording;
 use crate::state_files::StateFiles;
@@ -71,7 +72,16 @@ fn recorded(
     let kind = Kind::Recorded(Recorded { state: StateFiles::Found(state.clone()), ended });
     let planner = planner(sites.clone());
     let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, notes })
+    let twin = None;
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
+}
+
+/// Runs a built-in strategy unbroken once more.
+pub fn record_again(subject: &BuiltIn, lab: &Lab) -> Result<Trace> {
+    let directory = lab.path().join("again");
+    let recorded = builtin_recorder::record(subject, &directory);
+    lab::remove_tree(&directory).context("remove the directory of the unbroken run")?;
+    Ok(recorded?.0)
 }
 
 fn built_in(
@@ -109,6 +119,7 @@ fn built_in(
         sites,
         before,
         trace,
+        twin: None,
         notes: Vec::new(),
     })
 }

@@ -58,6 +58,9 @@ pub struct Plan {
     /// What a loss of power is derived for.
     #[serde(default)]
     pub power: Power,
+    /// How many derived states are confirmed, if all are derived.
+    #[serde(default)]
+    pub exhaustive: Option<u64>,
     /// The kind of fault.
     pub fault: FaultKind,
     /// Where faults may strike.

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::agenda::{Agenda, Front, Sampled};
 use crate::books::Books;
+use crate::confirm::Listed;
 use crate::error::{Context, Error, Result};
+use crate::exhaustive::{self, Exhausted};
 use crate::fault::FaultKind;
 use crate::lab::{self, Lab};
-use crate::model::Files;
+use crate::model::{Files, NotModelled};
 use crate::op::Trace;
 use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
@@ -22,7 +24,8 @@ use crate::record::{Brief, Record};
 use crate::report::{MODEL, Report, Row, Swept};
 use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
-use crate::subject::{Prepared, Subject};
+use crate::steps;
+use crate::subject::{Kind, Prepared, Subject};
 use crate::sweep::{self, Reach};
 use crate::tally::Tally;
 use crate::verdict::Promise;
@@ -45,6 +48,8 @@ pub struct Request {
     pub reach: Reach,
     /// What a loss of power is derived for.
     pub power: Power,
+    /// Whether every state is derived from a recording, and how many of them are confirmed.
+    pub exhaustive: Option<u64>,
     /// The subjects, with their names in tables.
     pub subjects: Vec<(String, Subject)>,
     /// The promises that are judged.
@@ -77,7 +82,7 @@ pub struct Place {
 /// Runs it all and returns what was found.
 pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
-    let mut prepared = Vec::new();
+    let (mut prepared, mut exhausted) = (Vec::new(), Vec::new());
     let earlier = request.resume.as_ref().map(RunDirectory::read_plan).transpose()?;
     for (stream, (name, subject)) in request.subjects.iter().enumerate() {
         let mut one = prepare::prepare(name, subject, &lab, request.fault, |sites| {
@@ -90,9 +95,13 @@ pub fn run(request: &Request) -> Result<Report> {
                 false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
             }
         })?;
+        exhausted.push(match request.exhaustive {
+            Some(confirm) => exhaust(request, &lab, &mut one, confirm)?,
+            None => None,
+        });
         if request.fault != FaultKind::PowerLoss {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
-            (one.before, one.trace) = (Files::default(), Trace::default());
+            (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
         }
         if request.place.verbose {
             eprintln!(
@@ -137,20 +146,80 @@ pub fn run(request: &Request) -> Result<Report> {
             .help("the results were changed by hand, or mixed; start the run anew"));
     }
     let done = trials(request, &lab, &prepared, &directory, &mut agenda, &mut books)?;
-    let report = report(request, &lab, prepared, &directory, (books, &agenda), &done);
+    let mut report = report(request, &lab, prepared, &directory, (books, &agenda), &done);
+    for (row, exhausted) in report.subjects.iter_mut().zip(exhausted) {
+        if let Some(exhausted) = exhausted {
+            row.exhaust(exhausted);
+        }
+    }
     directory.write_report(&report)?;
     Ok(report)
+}
+
+/// Derives every state that a kill can leave, and makes the subject's trials those that confirm some
+/// of them. A subject that does not do the same in every run is really killed instead.
+fn exhaust(
+    request: &Request,
+    lab: &Lab,
+    one: &mut Prepared,
+    confirm: u64,
+) -> Result<Option<Exhausted>> {
+    let twin = match (&one.kind, one.twin.take()) {
+        (Kind::BuiltIn(subject), _) => prepare::record_again(subject, lab)?,
+        (Kind::Recorded(_), _) => one.trace.clone(),
+        (Kind::Command(_), Some(twin)) => twin,
+        (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
+    };
+    let files = one.history.files();
+    let is_state = |path: &Path| files.contains(&path.to_path_buf());
+    if let Some(n) = exhaustive::first_difference(&one.trace, &twin, &is_state) {
+        let what = one.trace.ops.get(n).or(twin.ops.get(n));
+        let what = what.map_or("its acks".to_owned(), |op| steps::call(op.call, &op.effect, 0));
+        one.notes.push(format!(
+            "its recording does not repeat, from op {n} on ({what}): nothing is derived, it is really \
+             killed instead"
+        ));
+        return Ok(None);
+    }
+    let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
+    let settled = |survivor| one.settled(survivor);
+    let (trace, before, promises) = (&one.trace, &one.before, &request.promises);
+    let exhausted =
+        exhaustive::exhaust(trace, before, &one.history, promises, &settled).map_err(unknown)?;
+    let count = usize::try_from(confirm).unwrap_or(usize::MAX);
+    let listed = match one.kind {
+        Kind::Recorded(_) => Listed::default(),
+        _ => Listed::choose(one, &twin, &exhausted, count, request.seed).map_err(unknown)?,
+    };
+    one.planner = Planner::Listed(listed);
+    Ok(Some(exhausted))
 }
 
 /// What there is to do.
 fn agenda(request: &Request, prepared: &[Prepared]) -> Agenda {
     let sweep = |(index, subject): (usize, &Prepared)| match &subject.planner {
         Planner::Swept(sweep) => Some(Front::new(index, sweep.clone(), request.trials)),
-        Planner::Sampled(_) => None,
+        Planner::Sampled(_) | Planner::Listed(_) => None,
     };
     match prepared.iter().enumerate().map(sweep).collect() {
         Some(fronts) => Agenda::Swept(fronts),
-        None => Agenda::Sampled(Sampled::new(prepared.len(), request.trials.unwrap_or(1))),
+        None => {
+            let listed = |subject: &Prepared| match &subject.planner {
+                Planner::Listed(listed) => Some(listed.faults.len() as u64),
+                Planner::Sampled(_) | Planner::Swept(_) => None,
+            };
+            let each = prepared
+                .iter()
+                .map(|subject| listed(subject).unwrap_or(request.trials.unwrap_or(1)))
+                .max();
+            let each = each.unwrap_or(1);
+            let mut sampled = Sampled::new(prepared.len(), each);
+            for (index, subject) in prepared.iter().enumerate() {
+                let all = listed(subject).unwrap_or(request.trials.unwrap_or(1));
+                sampled.end(index, all);
+            }
+            Agenda::Sampled(sampled)
+        }
     }
 }
 
@@ -172,6 +241,7 @@ fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
         trials: request.trials,
         reach: request.reach.clone(),
         power: request.power.clone(),
+        exhaustive: request.exhaustive,
         fault: request.fault,
         granularity: request.granularity,
         scenario: request.scenario.clone(),
@@ -277,7 +347,7 @@ fn report(
                         sampled: request.fault == FaultKind::DiskFull
                             && sweep::free_at(agenda.last_struck(index)) > sweep::EXACT,
                     }),
-                    Planner::Sampled(_) => None,
+                    Planner::Sampled(_) | Planner::Listed(_) => None,
                 },
                 population: prepared.planner.population(),
                 expectation: request.expectation(&prepared.name, None),
@@ -288,6 +358,7 @@ fn report(
                 kept,
                 notes: prepared.notes,
                 cells: Vec::new(),
+                derived: None,
             })
             .collect(),
         ..head(request, lab, directory, done)
@@ -343,6 +414,7 @@ fn power_report(
             kept: Vec::new(),
             notes: one.notes,
             cells,
+            derived: None,
             sweep: None,
             name: one.name,
         });

@@ -243,6 +243,8 @@ pub struct Prepared {
     pub before: Files,
     /// What it did in its unbroken run.
     pub trace: Trace,
+    /// What it did in another one.
+    pub twin: Option<Trace>,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

@@ -67,12 +67,24 @@ impl Tally {
 
     /// Counts crash states of a recording; all of them are struck, and by a power loss as it comes.
     pub fn enter(&mut self, broken: &[ViolationKind], states: u64) {
+        self.enter_as(broken, Nature::Natural, states);
+    }
+
+    /// Counts states that were derived from a recording.
+    pub fn enter_as(&mut self, broken: &[ViolationKind], nature: Nature, states: u64) {
+        if states == 0 {
+            return;
+        }
         self.struck += states;
         let Some(first) = broken.first() else {
             self.passed += states;
             return;
         };
-        self.violated.entry(*first).or_default().natural += states;
+        let count = self.violated.entry(*first).or_default();
+        match nature {
+            Nature::Natural => count.natural += states,
+            Nature::Forced => count.forced += states,
+        }
         let promises: BTreeSet<_> = broken.iter().map(|kind| kind.promise()).collect();
         for promise in promises {
             *self.broken.entry(promise).or_default() += states;

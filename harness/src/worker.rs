@@ -12,6 +12,7 @@ use crate::lab;
 use crate::oracle;
 use crate::os::signals;
 use crate::outcome::Outcome;
+use crate::plan::Planner;
 use crate::pool::Work;
 use crate::record::Record;
 use crate::results::{Kept, RunDirectory, SCHEMA};
@@ -154,6 +155,9 @@ impl Work for Worker<'_> {
             return Err(Error::internal("the coordinator has ended"));
         }
         let judged = outcomes.iter().zip(numbers).map(|(outcome, n)| {
+            if let Planner::Listed(listed) = &prepared.planner {
+                listed.confirm(&prepared.name, n, outcome)?;
+            }
             let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
             let mut record = Record::new(n, index, outcome, &verdict);
             record.evidence = self.keep(index, outcome, &verdict)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::exhaustive::Exhausted;
 use crate::exit_status::ExitStatus;
 use crate::fault::{Nature, Place};
 use crate::plan::Seed;
@@ -74,9 +75,21 @@ pub struct Row {
     /// What a loss of power leaves, by profile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cells: Vec<power::Cell>,
+    /// What was derived from a recording, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<DerivedKills>,
     /// How a sweep ended, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<Swept>,
+}
+
+/// Every state that a kill can leave, derived from one recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DerivedKills {
+    /// How many there are.
+    pub states: u64,
+    /// How many of them were confirmed by real kills, which left the same bytes.
+    pub confirmed: u64,
 }
 
 /// How a sweep ended.
@@ -105,6 +118,19 @@ pub struct KeptLine {
 }
 
 impl Row {
+    /// Counts all derived states instead of those that were really made; what only these can show
+    /// (recovery, the user's own checks) stays.
+    pub fn exhaust(&mut self, exhausted: Exhausted) {
+        let confirmed = std::mem::replace(&mut self.tally, exhausted.tally);
+        self.derived =
+            Some(DerivedKills { states: exhausted.states, confirmed: confirmed.judged() });
+        self.interval = self.tally.interval();
+        for (promise, count) in confirmed.broken {
+            self.tally.broken.entry(promise).or_insert(count);
+        }
+        self.tally.leftovers = confirmed.leftovers;
+    }
+
     /// Where this differs from what was expected.
     #[must_use]
     pub fn surprises(&self, promises: &BTreeSet<Promise>) -> Vec<Surprise> {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::{MODEL, Report, Row, Swept};
+use super::{DerivedKills, MODEL, Report, Row, Swept};
 use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
 use crate::sweep::EXACT;
@@ -29,6 +29,14 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
             let _ = writeln!(text, "note: {}: {note}", row.name);
         }
         met_lines(report, row, &mut text);
+        if let Some(DerivedKills { states, confirmed }) = row.derived {
+            let _ = writeln!(
+                text,
+                "derived: {}: all {states} states of one recording; {confirmed} were really made, and \
+                 left the same bytes",
+                row.name
+            );
+        }
         if row.tally.leftovers > 0 && !report.promises.contains(&Promise::Tidy) {
             let _ = writeln!(
                 text,
@@ -189,6 +197,9 @@ fn interval(row: &Row) -> String {
     let (interval, tally) = (row.interval, &row.tally);
     if tally.judged() == 0 {
         return "-".to_owned();
+    }
+    if row.derived.is_some() {
+        return "all there are".to_owned();
     }
     let bounds = format!("{:.1} - {:.1} %", interval.low * 100.0, interval.high * 100.0);
     if tally.failed() > 0 {

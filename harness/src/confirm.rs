@@ -1,0 +1,146 @@
+//! Derived states against real kills: which of them are run, and whether what they leave is what
+//! was derived.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::exhaustive::{self, Exhausted, Place};
+use crate::fault::{Fault, Nature, Point, Strike};
+use crate::model::NotModelled;
+use crate::op::{ByteOffset, Effect, Trace};
+use crate::outcome::{Content, Outcome, Survivor};
+use crate::plan::{PAGE_BYTES, Seed};
+use crate::subject::Prepared;
+
+/// Kills that are given, and what each is to leave.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// The kills.
+    pub faults: Vec<Fault>,
+    expected: Vec<Expected>,
+}
+
+/// What the state files are to hold: bytes, and for each whether it is the same in every run.
+type Expected = BTreeMap<PathBuf, (Vec<u8>, Vec<bool>)>;
+
+/// Of so many places, this share may be such that break a promise.
+const BROKEN_SHARE: (usize, usize) = (4, 5);
+
+impl Listed {
+    /// Chooses about `count` places of a recording, those that break a promise first.
+    pub fn choose(
+        prepared: &Prepared,
+        twin: &Trace,
+        exhausted: &Exhausted,
+        count: usize,
+        seed: Seed,
+    ) -> std::result::Result<Self, NotModelled> {
+        let (broken, sound): (Vec<&Place>, Vec<&Place>) =
+            exhausted.places.iter().partition(|place| !place.broken.is_empty());
+        let most = if sound.is_empty() { count } else { count * BROKEN_SHARE.0 / BROKEN_SHARE.1 };
+        let mut random = ChaCha8Rng::seed_from_u64(seed.0);
+        let mut strikes = chosen(&broken, most, &prepared.trace, &mut random);
+        strikes.extend(chosen(&sound, count - strikes.len(), &prepared.trace, &mut random));
+        let mut listed = Self::default();
+        for strike in strikes {
+            listed.expected.push(expected(prepared, twin, &strike)?);
+            listed.faults.push(Fault::Kill(strike));
+        }
+        Ok(listed)
+    }
+
+    /// Makes sure that kill `n` has left what was derived.
+    pub fn confirm(&self, name: &str, n: u64, outcome: &Outcome) -> Result<()> {
+        let place = usize::try_from(n).unwrap_or(usize::MAX);
+        let Some(expected) = self.expected.get(place) else { return Ok(()) };
+        let wrong = |what: String| {
+            Err(Error::internal(format!("derived and real kill of `{name}` differ: {what}"))
+                .help("please report this with a recording: crashtest record"))
+        };
+        if !outcome.injection.struck() {
+            return wrong(format!("the {} did not strike", outcome.fault));
+        }
+        let real = &outcome.survivor.files;
+        let paths = expected.keys().chain(real.keys());
+        for path in paths {
+            let same = match (expected.get(path), real.get(path)) {
+                (Some((bytes, fixed)), Some(Content::Bytes(found))) => {
+                    let mut all = bytes.iter().zip(found).zip(fixed);
+                    bytes.len() == found.len() && all.all(|((a, b), fixed)| a == b || !fixed)
+                }
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                return wrong(format!("{} after {}", path.display(), outcome.fault));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// At most `most` strikes among these stretches, spread evenly; inside a stretch at some byte.
+fn chosen(places: &[&Place], most: usize, trace: &Trace, random: &mut ChaCha8Rng) -> Vec<Strike> {
+    let inside = places.iter().any(|place| place.until > 0);
+    let rounds = if inside { most } else { most.min(places.len()) };
+    let step = |n: usize| {
+        // The first of each stretch, then others in it.
+        if rounds <= places.len() { n * places.len() / rounds.max(1) } else { n % places.len() }
+    };
+    let rounds = if places.is_empty() { 0 } else { rounds };
+    let mut strikes: Vec<Strike> = Vec::new();
+    for n in 0..rounds {
+        let place = places[step(n)];
+        let strike = match place.strike.point {
+            Point::Inside(ByteOffset(first)) if n >= places.len() => {
+                at_byte(&place.strike, random.random_range(first..=place.until), trace)
+            }
+            _ => place.strike.clone(),
+        };
+        if !strikes.contains(&strike) {
+            strikes.push(strike);
+        }
+    }
+    strikes
+}
+
+/// The strike at another byte of the same op.
+fn at_byte(strike: &Strike, byte: u64, trace: &Trace) -> Strike {
+    let offset = match trace.ops.get(strike.op.0).map(|op| &op.effect) {
+        Some(Effect::Write { offset, .. }) => offset.0,
+        _ => 0,
+    };
+    let natural = (offset + byte).is_multiple_of(PAGE_BYTES);
+    let nature = if natural { Nature::Natural } else { Nature::Forced };
+    Strike { point: Point::Inside(ByteOffset(byte)), nature, ..strike.clone() }
+}
+
+/// What is derived for a strike; a byte that another recording has otherwise can be any.
+fn expected(
+    prepared: &Prepared,
+    twin: &Trace,
+    strike: &Strike,
+) -> std::result::Result<Expected, NotModelled> {
+    let left = |trace: &Trace| -> std::result::Result<Survivor, NotModelled> {
+        let files = exhaustive::derived(trace, &prepared.before, strike)?;
+        Ok(prepared.settled(exhaustive::survivor(&files, &prepared.history)))
+    };
+    let (one, mut other) = (left(&prepared.trace)?, left(twin)?);
+    let mut expected = Expected::new();
+    for (path, content) in one.files {
+        let Content::Bytes(bytes) = content else { continue };
+        let fixed = match other.files.remove(&path) {
+            Some(Content::Bytes(twin)) => {
+                let same = |(n, byte): (usize, &u8)| twin.get(n).is_none_or(|other| other == byte);
+                bytes.iter().enumerate().map(same).collect()
+            }
+            _ => vec![true; bytes.len()],
+        };
+        expected.insert(path, (bytes, fixed));
+    }
+    Ok(expected)
+}

@@ -182,6 +182,7 @@ fn unbroken(
     if signals::interrupted() {
         return Err(Error::interrupted());
     }
+    recorder.stores();
     let words = runner.output.last_words();
     let serves = recorder.had_enough_acks() && ran.how == How::Enough;
     sound(name, command, &ran, &recorder, serves, &words)?;

@@ -11,10 +11,13 @@ use crate::error::{Error, Result};
 use crate::exhaustive::{self, Exhausted, Place};
 use crate::fault::{Fault, Nature, Point, Strike};
 use crate::model::NotModelled;
-use crate::op::{ByteOffset, Effect, Trace};
+use crate::op::{ByteOffset, Call, Effect, Trace};
 use crate::outcome::{Content, Outcome, Survivor};
 use crate::plan::{PAGE_BYTES, Seed};
 use crate::subject::Prepared;
+
+/// How often a byte is drawn for each strike that is wanted, at most.
+const ATTEMPTS: usize = 4;
 
 /// Kills that are given, and what each is to leave.
 #[derive(Clone, Debug, Default)]
@@ -85,24 +88,27 @@ impl Listed {
 
 /// At most `most` strikes among these stretches, spread evenly; inside a stretch at some byte.
 fn chosen(places: &[&Place], most: usize, trace: &Trace, random: &mut ChaCha8Rng) -> Vec<Strike> {
-    let inside = places.iter().any(|place| place.until > 0);
-    let rounds = if inside { most } else { most.min(places.len()) };
-    let step = |n: usize| {
-        // The first of each stretch, then others in it.
-        if rounds <= places.len() { n * places.len() / rounds.max(1) } else { n % places.len() }
-    };
-    let rounds = if places.is_empty() { 0 } else { rounds };
     let mut strikes: Vec<Strike> = Vec::new();
-    for n in 0..rounds {
-        let place = places[step(n)];
-        let strike = match place.strike.point {
-            Point::Inside(ByteOffset(first)) if n >= places.len() => {
-                at_byte(&place.strike, random.random_range(first..=place.until), trace)
+    let can_strike = |strike: &Strike| strike.call != Call::Store;
+    // The first of each stretch, or of as many as may be; then bytes inside them.
+    for n in 0..places.len().min(most) {
+        let place = places[n * places.len() / places.len().min(most)];
+        if can_strike(&place.strike) {
+            strikes.push(place.strike.clone());
+        }
+    }
+    let wide: Vec<&&Place> = places.iter().filter(|place| place.until > 0).collect();
+    for n in 0..most * ATTEMPTS {
+        if strikes.len() >= most || wide.is_empty() {
+            break;
+        }
+        let place = wide[n % wide.len()];
+        if let Point::Inside(ByteOffset(first)) = place.strike.point {
+            let byte = random.random_range(first..=place.until);
+            let strike = at_byte(&place.strike, byte, trace);
+            if can_strike(&strike) && !strikes.contains(&strike) {
+                strikes.push(strike);
             }
-            _ => place.strike.clone(),
-        };
-        if !strikes.contains(&strike) {
-            strikes.push(strike);
         }
     }
     strikes

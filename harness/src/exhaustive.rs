@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::fault::{Fault, Injection, Nature, Point, Strike, Struck};
 use crate::history::History;
 use crate::model::{Files, Node, NotModelled};
-use crate::op::{ByteOffset, Effect, Op, OpIndex, Trace};
+use crate::op::{ByteOffset, Call, Effect, Op, OpIndex, Trace};
 use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome, Recovery, Survivor};
 use crate::plan::PAGE_BYTES;
@@ -185,9 +185,12 @@ impl<'a> All<'a> {
                 | Effect::Unlink { .. }
                 | Effect::Directory { .. }
         );
-        // What a write changes was followed byte by byte.
-        let changes =
-            !matches!(op.effect, Effect::Close { .. } | Effect::Sync { .. } | Effect::Write { .. });
+        let changes = match op.effect {
+            Effect::Close { .. } | Effect::Sync { .. } => false,
+            // What a write changes was followed byte by byte.
+            Effect::Write { .. } => op.call == Call::Store,
+            _ => true,
+        };
         for index in 0..self.watched.len() {
             if names || (changes && self.is_about(index, op)) {
                 self.watched[index].now = seen(&self.files, &self.watched[index].path);
@@ -241,6 +244,10 @@ impl<'a> All<'a> {
     fn inside(&mut self, index: usize) {
         let op = &self.trace.ops[index];
         let Effect::Write { offset, data, .. } = &op.effect else { return };
+        if op.call == Call::Store {
+            // Pages change one store at a time; no call is cut.
+            return;
+        }
         let length = op.written() as u64;
         let acks = self.acks();
         let about: Vec<usize> =

@@ -65,6 +65,9 @@ pub enum Call {
     Rmdir,
     /// `mmap` of a file, shared: its later writes cannot be followed.
     MapShared,
+    /// No call: bytes that were stored in a file through a shared mapping, as they are seen before the
+    /// next call.
+    Store,
     /// `ioctl` that shares blocks between files (`FICLONE`, `FICLONERANGE`).
     Clone,
 }
@@ -187,7 +190,7 @@ impl Call {
             Self::Unlink => Family::Unlink,
             Self::Mkdir => Family::Mkdir,
             Self::Rmdir => Family::Rmdir,
-            Self::MapShared => Family::Map,
+            Self::MapShared | Self::Store => Family::Map,
             Self::Clone => Family::Clone,
         }
     }
@@ -225,6 +228,7 @@ impl Call {
             Self::Mkdir => "mkdir",
             Self::Rmdir => "rmdir",
             Self::MapShared => "mmap",
+            Self::Store => "(store)",
             Self::Clone => "ioctl",
         }
     }

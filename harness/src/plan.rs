@@ -76,7 +76,7 @@ impl Sites {
                 Effect::Write { offset, .. } => *offset,
                 _ => ByteOffset(0),
             },
-            length: op.written() as u64,
+            length: if op.call == Call::Store { 0 } else { op.written() as u64 },
             creates: matches!(op.effect, Effect::Open { create: true, .. }),
         });
         Self {
@@ -178,6 +178,7 @@ impl Sampler {
         sites: Sites,
     ) -> Self {
         let mut boundaries: Vec<_> = (0..sites.sites.len())
+            .filter(|site| sites.sites[*site].call != Call::Store)
             .flat_map(|site| [(site, Point::Before), (site, Point::After)])
             .collect();
         let seed = Seed(seed.0 ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -305,7 +305,7 @@ impl Decoder<'_> {
     fn map(&self, file: u64) -> Result<Option<Asked>> {
         let Some(path) = self.about_file(file)? else { return Ok(None) };
         let writable = self.flags(file) & libc::O_ACCMODE == libc::O_RDWR;
-        Ok(writable.then(|| plain(Call::MapShared, Effect::Unfollowed { path })))
+        Ok(writable.then(|| plain(Call::MapShared, Effect::Unfollowed { path }).of(file)))
     }
 
     fn rename(

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::decode::{Asked, Detail, Scope};
@@ -9,7 +12,7 @@ use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use super::transfer;
 use crate::armed::Action;
-use crate::op::{Call, Effect, Op, Trace};
+use crate::op::{ByteOffset, Call, Effect, Op, Trace};
 use crate::os::ptrace::Stopped;
 
 /// How long a program may go on after the acks that make a run, if nobody asked for so many.
@@ -40,7 +43,60 @@ pub struct Recorder<'a> {
     last_op_at: Instant,
     /// How many threads and processes have been started.
     started: u32,
+    /// The files that are mapped, shared and to be written: what was seen of each.
+    mapped: Vec<Mapped>,
 }
+
+/// A file that may change without a call.
+struct Mapped {
+    file: fs::File,
+    seen: Vec<u8>,
+}
+
+impl Mapped {
+    /// The file that an open descriptor of a thread is about; none if it is one that is known.
+    fn of(tid: i32, descriptor: i32, known: &[Self]) -> Option<Self> {
+        let file = fs::File::open(format!("/proc/{tid}/fd/{descriptor}")).ok()?;
+        let same = |other: &Self| match (file.metadata(), other.file.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        };
+        if known.iter().any(same) {
+            return None;
+        }
+        let mut mapped = Self { file, seen: Vec::new() };
+        mapped.seen = mapped.bytes();
+        Some(mapped)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let length = self.file.metadata().map_or(0, |found| found.len());
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        match self.file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => bytes,
+            Err(_) => self.seen.clone(),
+        }
+    }
+
+    /// Its name now.
+    fn path(&self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()
+    }
+
+    /// The pages that have changed since it was last seen: where, and their new bytes.
+    fn changes(&mut self) -> Vec<(u64, Vec<u8>)> {
+        let now = self.bytes();
+        let pages = now.chunks(PAGE).zip(self.seen.chunks(PAGE)).enumerate();
+        let changed = pages.filter(|(_, (new, old))| new[..] != old[..new.len().min(old.len())]);
+        let changes = changed.map(|(page, (new, _))| ((page * PAGE) as u64, new.to_vec()));
+        let changes = changes.collect();
+        self.seen = now;
+        changes
+    }
+}
+
+/// What is written out as a whole.
+const PAGE: usize = 4096;
 
 /// Which threads and processes start late, so that an order that is not the program's own comes out
 /// otherwise.
@@ -83,6 +139,7 @@ impl<'a> Recorder<'a> {
             threads: Vec::new(),
             hesitates: Hesitates::Nobody,
             started: 0,
+            mapped: Vec::new(),
             counts: HashMap::new(),
             data_bytes: 0,
             enough_acks_at: None,
@@ -94,6 +151,22 @@ impl<'a> Recorder<'a> {
     #[must_use]
     pub fn hesitating(self, hesitates: Hesitates) -> Self {
         Self { hesitates, ..self }
+    }
+
+    /// Writes down what was stored in mapped files since the last call.
+    pub fn stores(&mut self) {
+        for index in 0..self.mapped.len() {
+            let Some(path) = self.mapped[index].path() else { continue };
+            let Some(path) = self.scope.place(&path) else { continue };
+            for (offset, data) in self.mapped[index].changes() {
+                let nth = self.counts.entry(Call::Store).or_default();
+                *nth += 1;
+                let (nth, result) = (*nth, i64::try_from(data.len()).unwrap_or(i64::MAX));
+                self.data_bytes += data.len() as u64;
+                let effect = Effect::Write { path: path.clone(), offset: ByteOffset(offset), data };
+                self.trace.ops.push(Op::new(Call::Store, nth, effect, result));
+            }
+        }
     }
 
     /// Whether the program wrote more than is kept.
@@ -153,6 +226,7 @@ impl<'a> Recorder<'a> {
 
 impl Watcher for Recorder<'_> {
     fn asked(&mut self, _asked: &Asked, _thread: &Stopped) -> Action {
+        self.stores();
         Action::Pass
     }
 
@@ -182,11 +256,19 @@ impl Watcher for Recorder<'_> {
             flags: done.asked.flags,
         };
         self.data_bytes += op.written() as u64;
+        // What this call itself has changed is no store.
+        for mapped in &mut self.mapped {
+            mapped.seen = mapped.bytes();
+        }
+        if let (Call::MapShared, true, Some(file)) = (op.call, op.succeeded(), done.asked.file) {
+            self.mapped.extend(Mapped::of(done.thread.tid().as_raw(), file, &self.mapped));
+        }
         self.trace.ops.push(op);
         self.last_op_at = Instant::now();
     }
 
     fn prints(&mut self, bytes: &[u8]) {
+        self.stores();
         self.counter.feed(bytes);
         let acks = usize::try_from(self.counter.acks()).unwrap_or(usize::MAX);
         self.trace.acks.resize(acks.max(self.trace.acks.len()), self.trace.ops.len());

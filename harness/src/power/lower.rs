@@ -216,6 +216,8 @@ impl<'a> Lowering<'a> {
                 let entry = self.entry(path);
                 self.names(vec![(entry, made)]);
             }
+            // What is stored through the mapping comes as ops of its own.
+            Effect::Unfollowed { .. } if op.call == Call::MapShared => {}
             Effect::Unfollowed { path } => {
                 return Err(NotModelled(format!("{} of {}", op.call.name(), path.display())));
             }

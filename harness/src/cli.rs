@@ -79,7 +79,8 @@ pub struct Run {
     /// makes after the first that failed
     #[arg(long, value_enum, value_name = "WHAT")]
     pub then: Option<ThenArg>,
-    /// How many calls fail in one run: 2 for each pair of a failure and another in its handling
+    /// How many calls fail in one run: 2 for each pair of a failure and another in its handling; of a
+    /// loss of power: 2 for another one in the recovery of each survivor
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub depth: Option<u8>,
     /// Of a kill: derive every state from one recording, byte by byte, and really make some of them

@@ -281,7 +281,7 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
     let about_calls = [(options.depth.is_some(), "--depth")];
     let useless = match fault {
         FaultKind::DiskFull => &about_calls[..],
-        FaultKind::Errno => &about_disk[..],
+        FaultKind::Errno | FaultKind::PowerLoss => &about_disk[..],
         _ => &[&about_disk[..], &about_calls].concat(),
     };
     if let Some((_, option)) = useless.iter().find(|(given, _)| *given) {
@@ -359,6 +359,11 @@ fn power(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Po
         );
     }
     power.first_save |= options.first_save;
+    let recovers = options.program.is_empty() || options.about.recover.is_some();
+    if options.depth == Some(2) && (!recovers || options.recording.is_some()) {
+        return Err(Error::usage("a recovery that is not known can't be explored")
+            .help("say with --recover CMD how the program loads its state"));
+    }
     Ok(power)
 }
 

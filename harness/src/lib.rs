@@ -13,6 +13,7 @@ pub mod outcome;
 pub mod record;
 pub mod recording;
 pub mod scenario;
+pub mod second;
 pub mod subject;
 pub mod trial;
 pub mod verdict;

@@ -29,8 +29,10 @@ use crate::record::{Brief, Record};
 use crate::report::power::{Cell, Finding};
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
+use crate::second;
 use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
+use crate::sweep::Depth;
 use crate::tally::Tally;
 use crate::trial::Trial;
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind};
@@ -77,7 +79,7 @@ struct Explored {
 }
 
 /// One subject's recording, ready to be looked at.
-struct Recording<'a> {
+pub struct Recording<'a> {
     prepared: &'a Prepared,
     history: History,
     trace: Arc<Trace>,
@@ -165,24 +167,47 @@ pub fn again(
 /// The survivors that the subject is to be confronted with, each once.
 #[derive(Default)]
 struct Lefts {
-    all: Vec<Left>,
+    /// What is left, and on which profile it first was.
+    all: Vec<(Left, String)>,
     known: HashMap<u64, usize>,
 }
 
 impl Lefts {
-    fn add(&mut self, left: Left) -> usize {
+    fn add(&mut self, left: Left, profile: &str, apart: bool) -> usize {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
         left.directory.hash(&mut hasher);
         (left.acks > 0).hash(&mut hasher);
+        if apart {
+            profile.hash(&mut hasher);
+        }
         *self.known.entry(hasher.finish()).or_insert_with(|| {
-            self.all.push(left);
+            self.all.push((left, profile.to_owned()));
             self.all.len() - 1
         })
     }
 }
 
 impl<'a> Recording<'a> {
+    /// A recording of a part of what the subject does.
+    #[must_use]
+    pub fn of(prepared: &'a Prepared, history: History, trace: Trace) -> Self {
+        let paths = history.files().into_iter().cloned().collect();
+        Self { prepared, history, trace: Arc::new(trace), paths }
+    }
+
+    /// Its state files.
+    #[must_use]
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Its versions.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     fn new(prepared: &'a Prepared) -> Result<Self> {
         let mut trace = prepared.trace.clone();
         // The crash states are of this very recording: its versions are known byte by byte.
@@ -193,12 +218,17 @@ impl<'a> Recording<'a> {
                 learn(&mut trace, prepared, &recorded.state, recorded.ended)?
             }
         };
-        let paths = history.files().into_iter().cloned().collect();
-        Ok(Self { prepared, history, trace: Arc::new(trace), paths })
+        Ok(Self::of(prepared, history, trace))
     }
 
     /// The facts of a crash state.
-    fn outcome(&self, lowered: &Lowered, profile: &str, state: CrashState, acks: usize) -> Outcome {
+    pub fn outcome(
+        &self,
+        lowered: &Lowered,
+        profile: &str,
+        state: CrashState,
+        acks: usize,
+    ) -> Outcome {
         let said = &self.trace.said;
         let survivor = state.survivor(lowered, &self.paths);
         let ops = Time(state.moment).ops_begun();
@@ -266,14 +296,15 @@ impl Case<'_> {
         let budget =
             Budget { states_max: self.request.power.states_max, seed: self.request.seed.0 };
         let derived = derive(&lowered, &self.recording.paths, &self.recording.history, budget);
-        let reacts = self.reacts();
+        let (reacts, twice) = (self.reacts(), self.request.reach.depth == Depth::Two);
         let confronted = derived.survivors.iter().map(|distinct| {
             let owing = distinct.owing.iter().max_by_key(|owing| owing.owed)?;
             let state = Self::at(&owing.first, owing.moment(&lowered));
             let survivor = state.survivor(&lowered, &self.recording.paths);
             let acks = owing.acks as u64;
             let directory = state.directory(&lowered);
-            reacts.then(|| lefts.add(Left { directory, survivor, acks }))
+            let left = Left { directory, survivor, acks };
+            reacts.then(|| lefts.add(left, &profile.name, twice))
         });
         let confronted = confronted.collect();
         Explored { profile, lowered, derived, confronted }
@@ -298,7 +329,11 @@ impl Case<'_> {
     }
 
     /// Shows each survivor to the subject, on all workers.
-    fn confront(&self, lab: &Lab, lefts: Vec<Left>) -> Result<(Vec<Reaction>, Completion)> {
+    fn confront(
+        &self,
+        lab: &Lab,
+        lefts: Vec<(Left, String)>,
+    ) -> Result<(Vec<Reaction>, Completion)> {
         let mut reactions = vec![Reaction::default(); lefts.len()];
         if lefts.is_empty() {
             return Ok((reactions, Completion::Whole));
@@ -500,14 +535,14 @@ impl Cause {
 /// Shows survivors to a subject.
 struct Confronter<'a> {
     case: &'a Case<'a>,
-    lefts: &'a [Left],
+    lefts: &'a [(Left, String)],
     injector: Box<dyn Injector + 'a>,
 }
 
 impl Work for Confronter<'_> {
     fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
         let index = usize::try_from(range.start).unwrap_or(usize::MAX);
-        let Some(left) = self.lefts.get(index) else { return Ok(Vec::new()) };
+        let Some((left, profile)) = self.lefts.get(index) else { return Ok(Vec::new()) };
         let (checks, recovery) = self.injector.confront(left)?;
         let outcome = Outcome {
             fault: Fault::PowerLoss(PowerLoss {
@@ -525,7 +560,14 @@ impl Work for Confronter<'_> {
             recovery,
         };
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
-        let verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
+        let mut verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
+        if verdict == Verdict::Pass && self.case.request.reach.depth == Depth::Two {
+            let (prepared, seed) = (self.case.recording.prepared, self.case.request.seed.0);
+            let found = second::recovery(&mut *self.injector, prepared, left, profile, seed)?;
+            if !found.is_empty() {
+                verdict = Verdict::Violated(found);
+            }
+        }
         let mut record = Record::new(range.start, 0, &outcome, &verdict);
         if let Verdict::Violated(violations) = verdict {
             record.reactions = violations;

@@ -19,7 +19,9 @@ use crate::power::explain::Explanation;
 use crate::poweroff::{self, Again};
 use crate::prepare;
 use crate::results::{self, Kept};
+use crate::second;
 use crate::subject::Kind;
+use crate::sweep::Depth;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
 use crate::volume::Volume;
@@ -148,13 +150,21 @@ fn power(
     let kind = kept.violations.first().map(|violation| violation.kind);
     let Again { left, mut outcome, history, explanation } =
         poweroff::again(&prepared, loss, kept.acks, kind)?;
+    let mut again = Vec::new();
     let directory = directory_to_keep(kept, keep)?;
     left.unfold(&directory).context(format_args!("fill {}", directory.display()))?;
     if !matches!(prepared.kind, Kind::Recorded(_)) {
         let mut injector = inject::for_subject(&prepared, &lab.room(0)?, None)?;
         (outcome.checks, outcome.recovery) = injector.confront(&left)?;
+        let passed = oracle::judge(&outcome, &history, &kept.promises) == Verdict::Pass;
+        if passed && kept.reach.depth == Depth::Two {
+            again = second::recovery(&mut *injector, &prepared, &left, &loss.profile, 0)?;
+        }
     }
-    let verdict = oracle::judge(&outcome, &history, &kept.promises);
+    let verdict = match again.is_empty() {
+        true => oracle::judge(&outcome, &history, &kept.promises),
+        false => Verdict::Violated(again),
+    };
     let files = files(&outcome, &history, survivor);
     Ok(Replayed {
         id: kept.id.clone(),

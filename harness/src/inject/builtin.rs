@@ -10,10 +10,11 @@ use std::rc::Rc;
 
 use crashtest_targets::{Disk, Origin, read_file};
 
+use super::builtin_recorder;
 use super::hand::{self, Done, Hand};
 use crate::error::{Context, Result};
 use crate::fault::{Fault, Injection, Struck};
-use crate::inject::{Injector, Left};
+use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
 use crate::outcome::{Check, Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::plan::Sites;
@@ -153,12 +154,17 @@ impl Injector for BuiltInInjector<'_> {
         }
     }
 
+    fn recover(&mut self, left: &Left) -> Result<Option<Recovered>> {
+        let slot = &mut self.slots[0];
+        slot.fill(left).context("show a survivor")?;
+        let trace = builtin_recorder::record_recovery(self.subject, &slot.directory)?;
+        // The acks of built-ins promise; their end does not.
+        Ok(Some(Recovered { trace, ended: false }))
+    }
+
     fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)> {
         let slot = &mut self.slots[0];
-        let shown = lab::remove_tree(&slot.directory)
-            .and_then(|()| fs::create_dir_all(&slot.directory))
-            .and_then(|()| left.unfold(&slot.directory))
-            .and_then(|()| slot.recover(self.subject));
+        let shown = slot.fill(left).and_then(|()| slot.recover(self.subject));
         // What the recovery left goes with the directory.
         slot.others.clear();
         Ok((Vec::new(), shown.context("show a survivor")?))
@@ -178,6 +184,13 @@ impl Slot {
     fn new(index: usize, file: &'static str) -> Self {
         let directory = PathBuf::from(hand::slot_name(index));
         Self { state: directory.join(file), file, directory, others: Vec::new() }
+    }
+
+    /// Makes the directory what is left of a run.
+    fn fill(&self, left: &Left) -> io::Result<()> {
+        lab::remove_tree(&self.directory)?;
+        fs::create_dir_all(&self.directory)?;
+        left.unfold(&self.directory)
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {

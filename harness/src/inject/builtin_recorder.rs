@@ -51,6 +51,28 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
     Err(Error::baseline(format!("`{}` does not load what it saved", strategy.name())))
 }
 
+/// Records what a strategy does in `directory` when it starts there and saves once more; a save that
+/// fails ends the recording.
+pub fn record_recovery(subject: &BuiltIn, directory: &Path) -> Result<Trace> {
+    let done = Rc::new(Cell::new(0));
+    let mut recorder = Recorder {
+        disk: Disk::default(),
+        root: directory,
+        open: Vec::new(),
+        trace: Trace::default(),
+        flags: 0,
+        done: Rc::clone(&done),
+    };
+    let (strategy, mut acks) = (subject.strategy, Vec::new());
+    let ack = &mut |_| acks.push(done.get());
+    // What a failed recovery has done can be cut off, too.
+    let _ = strategy
+        .start(&mut recorder, directory)
+        .and_then(|()| strategy.save(&mut recorder, directory, subject.next(), ack));
+    recorder.trace.acks = acks;
+    Ok(recorder.trace)
+}
+
 /// Writes down each call.
 struct Recorder<'a> {
     disk: Disk,

@@ -181,6 +181,12 @@ impl Shell {
         Ok(Self { text: words.join(" "), environment, root: root.to_owned(), sandbox })
     }
 
+    /// What is given to the shell.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Runs it.
     pub fn run(&self, timeout: Duration) -> Result<Said> {
         use std::os::unix::process::CommandExt;

@@ -6,18 +6,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::checks::{Checks, Said, Shell};
+use super::output::AckCounter;
+use super::recorder::Recorder;
 use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
+use crate::armed::Follows;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::history::History;
-use crate::inject::{Injector, Left};
+use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
 use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
-use crate::subject::{Learned, Prepared};
+use crate::subject::{Command, Learned, Prepared};
 use crate::volume::{Filled, Volume};
 
 /// Does the trials of one program in one room.
@@ -33,6 +36,9 @@ pub struct CommandInjector<'a> {
     runner: Runner,
     checks: Checks,
     recover: Option<Shell>,
+    /// Runs that command so that it is followed; made when it is needed.
+    recoverer: Option<Runner>,
+    room: PathBuf,
 }
 
 impl<'a> CommandInjector<'a> {
@@ -65,6 +71,8 @@ impl<'a> CommandInjector<'a> {
             checks: Checks::new(command, &root, runner.sandbox())?,
             runner,
             recover,
+            recoverer: None,
+            room: room.to_owned(),
         })
     }
 
@@ -194,6 +202,15 @@ impl CommandInjector<'_> {
         self.runner.reset()
     }
 
+    /// Makes the trial directory what is left of a run.
+    fn fill(&mut self, left: &Left) -> Result<()> {
+        let root = self.runner.scope.root.clone();
+        self.reset()?;
+        lab::remove_files(&root)
+            .and_then(|()| left.unfold(&root))
+            .context(format_args!("make {} anew", root.display()))
+    }
+
     fn one(&mut self, fault: &Fault) -> Result<Outcome> {
         self.reset()?;
         let struckdown = match fault {
@@ -246,12 +263,27 @@ impl Injector for CommandInjector<'_> {
         faults.iter().map(|fault| self.one(fault)).collect()
     }
 
+    fn recover(&mut self, left: &Left) -> Result<Option<Recovered>> {
+        let Some(recover) = &self.recover else { return Ok(None) };
+        if self.recoverer.is_none() {
+            let argv = vec!["/bin/sh".to_owned(), "-c".to_owned(), recover.text().to_owned()];
+            let command = Command { argv, ..self.learned.command.clone() };
+            self.recoverer = Some(Runner::new(&command, &self.room)?);
+        }
+        self.fill(left)?;
+        let Some(runner) = &mut self.recoverer else { return Ok(None) };
+        let scope = runner.scope.clone();
+        let limits = runner.limits();
+        let mut recorder = Recorder::new(&scope, AckCounter::new(None), None, limits.data_bytes);
+        let bound = Bound { timeout: self.learned.timeout, grace: GRACE };
+        let ran = runner.traced(&mut recorder, Follows::All, bound)?;
+        recorder.stores();
+        let ended = ran.how == How::Ended(Ended::Status(0));
+        Ok(Some(Recovered { trace: recorder.trace, ended }))
+    }
+
     fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)> {
-        let root = self.runner.scope.root.clone();
-        self.reset()?;
-        lab::remove_files(&root)
-            .and_then(|()| left.unfold(&root))
-            .context(format_args!("make {} anew", root.display()))?;
+        self.fill(left)?;
         self.runner.keep()?;
         let checks = self.check(&left.survivor, left.acks)?;
         Ok((checks, self.recover(&left.survivor, left.acks)?))

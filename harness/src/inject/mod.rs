@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::fault::Fault;
+use crate::op::Trace;
 use crate::outcome::{Check, Outcome, Recovery, Step, Survivor};
 use crate::power::survivor::Node;
 use crate::subject::{Kind, Prepared};
@@ -56,6 +57,15 @@ impl Left {
     }
 }
 
+/// What a subject did to recover.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Its calls.
+    pub trace: Trace,
+    /// Whether its end promises that all of it is saved.
+    pub ended: bool,
+}
+
 /// Does trials.
 pub trait Injector {
     /// How many trials it does at once; asking for fewer is no error.
@@ -66,6 +76,8 @@ pub trait Injector {
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>>;
     /// Shows the subject a directory as its next start would find it.
     fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)>;
+    /// Records what the subject does to recover from such a directory, if it has a way to.
+    fn recover(&mut self, left: &Left) -> Result<Option<Recovered>>;
     /// Does a trial again to see what the subject does from the strike on.
     fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>>;
     /// Keeps a copy of what the next trial leaves, before any check or recovery.

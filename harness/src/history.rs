@@ -65,6 +65,8 @@ pub struct History {
     pub order: Order,
     /// Whether there can be other versions once something has failed.
     pub after_failure: AfterFailure,
+    /// The state files that were there and empty at some moment of the run.
+    pub begun: BTreeSet<PathBuf>,
 }
 
 /// What a program saves when something has failed.
@@ -124,6 +126,7 @@ impl History {
             repeats: Repeats::Exactly,
             order: Order::Fixed,
             after_failure: AfterFailure::Same,
+            begun: BTreeSet::new(),
         }
     }
 
@@ -150,6 +153,7 @@ impl History {
             repeats: Repeats::No,
             order: Order::Open,
             after_failure: AfterFailure::MayDiffer,
+            begun: BTreeSet::new(),
         }
     }
 
@@ -190,6 +194,26 @@ impl History {
         }
         let promised = said.iter().filter_map(|line| self.said.get(line));
         promised.filter_map(|ack| self.owed.get(ack + 1)).max().copied().unwrap_or(self.owed[0])
+    }
+
+    /// For each number of acks of a recorded run, what is owed then; it never gets less.
+    #[must_use]
+    pub fn owed_by_acks(&self, acks: usize, said: &[u64]) -> Vec<usize> {
+        let first = self.owed_by(0, &[]);
+        let mut owed = vec![first];
+        for ack in 1..=acks {
+            // One more line, and what it promises; as `owed_by`, without going through all again.
+            let next = match (self.said.is_empty() || said.len() < ack, owed.last()) {
+                (false, Some(before)) => {
+                    let promised = self.said.get(&said[ack - 1]);
+                    let promised = promised.and_then(|line| self.owed.get(line + 1));
+                    promised.copied().unwrap_or(first).max(*before)
+                }
+                (_, before) => self.owed_after(ack as u64).max(before.copied().unwrap_or(first)),
+            };
+            owed.push(next);
+        }
+        owed
     }
 
     /// How many acks a run gives.

@@ -13,6 +13,8 @@ struct Moment {
     states: States,
     /// Whether only a program that means it gets here: an ack, a rename, the end.
     deliberate: bool,
+    /// Whether the file was written on after it had got its name.
+    torn: bool,
     /// How many ops had been done.
     done: usize,
 }
@@ -39,14 +41,29 @@ pub struct Learner<'a> {
     changed: BTreeSet<PathBuf>,
     /// How many ops have been done.
     done: usize,
+    /// State files that were empty at some moment.
+    begun: BTreeSet<PathBuf>,
+    /// How often each file is open.
+    open: HashMap<PathBuf, usize>,
+    /// Files that got their name while they were open, and the moment of that.
+    unfinished: HashMap<PathBuf, usize>,
 }
 
 impl<'a> Learner<'a> {
     /// Begins with the files that were there before the run.
     pub fn new(files: Files, is_state: &'a dyn Fn(&Path) -> bool) -> Self {
         let changed = files.paths().filter(|path| is_state(path)).map(Path::to_owned).collect();
-        let mut learner =
-            Self { files, is_state, moments: Vec::new(), acked: Vec::new(), changed, done: 0 };
+        let mut learner = Self {
+            files,
+            is_state,
+            moments: Vec::new(),
+            acked: Vec::new(),
+            changed,
+            done: 0,
+            begun: BTreeSet::new(),
+            open: HashMap::new(),
+            unfinished: HashMap::new(),
+        };
         learner.refresh(Why::Meant);
         learner
     }
@@ -79,14 +96,62 @@ impl<'a> Learner<'a> {
                 false
             }
         };
+        self.note_begun(op.effect.path());
         if published {
             self.refresh(Why::Renamed);
-        } else if let Effect::Close { path } = &op.effect
+        }
+        let finished = self.follow_open(&op.effect);
+        if let Effect::Close { path } = &op.effect
             && self.names_state(path)
         {
-            self.refresh(Why::Closed);
+            self.refresh(if finished { Why::Meant } else { Why::Closed });
         }
         Ok(())
+    }
+
+    /// Notes a state file that is empty now.
+    fn note_begun(&mut self, path: &Path) {
+        if (self.is_state)(path) && self.files.bytes(path).is_some_and(<[u8]>::is_empty) {
+            self.begun.insert(path.to_owned());
+        }
+    }
+
+    /// Follows which files are open. One that gets its name while it is open, and is written after
+    /// that, was no version when it got it: what it holds when it is closed is. Says whether this is
+    /// the close of such a file.
+    fn follow_open(&mut self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Open { path, .. } => *self.open.entry(path.clone()).or_default() += 1,
+            Effect::Rename { from, to, exchange: false } => {
+                self.unfinished.remove(to);
+                let count = self.open.remove(from).unwrap_or(0);
+                self.open.insert(to.clone(), count);
+                if count > 0 {
+                    self.unfinished.insert(to.clone(), self.moments.len() - 1);
+                }
+            }
+            Effect::Write { path, .. } => {
+                if let Some(moment) = self.unfinished.get(path)
+                    && *moment > 0
+                    && !self.acked.contains(moment)
+                {
+                    self.moments[*moment].deliberate = false;
+                    self.moments[*moment].torn = true;
+                }
+            }
+            Effect::Close { path } => {
+                if let Some(count) = self.open.get_mut(path) {
+                    *count = count.saturating_sub(1);
+                    if *count == 0 {
+                        self.open.remove(path);
+                        let moment = self.unfinished.remove(path);
+                        return moment.is_some_and(|moment| self.moments[moment].torn);
+                    }
+                }
+            }
+            _ => {}
+        }
+        false
     }
 
     /// Notes that what `path` is a name of has changed, under all its names.
@@ -153,7 +218,7 @@ impl<'a> Learner<'a> {
         };
         match last {
             Some(last) if last.states == states => last.deliberate |= deliberate,
-            _ => self.moments.push(Moment { states, deliberate, done: self.done }),
+            _ => self.moments.push(Moment { states, deliberate, torn: false, done: self.done }),
         }
     }
 
@@ -180,7 +245,7 @@ impl<'a> Learner<'a> {
                 before.states.keys().any(|path| !moment.states.contains_key(path))
             });
             let meant = moment.deliberate || (!json.is_empty() && !gone);
-            let keep = n == 0 || n == last || (whole(moment) && meant);
+            let keep = n == 0 || n == last || (whole(moment) && meant && !moment.torn);
             if keep {
                 before = Some(moment);
             }
@@ -216,6 +281,7 @@ impl<'a> Learner<'a> {
             repeats: Repeats::Exactly,
             order: Order::Fixed,
             after_failure: AfterFailure::MayDiffer,
+            begun: self.begun,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod file_system;
 pub mod op;
 pub mod outcome;
 pub mod record;
+pub mod recorded;
 pub mod recording;
 pub mod scenario;
 pub mod second;

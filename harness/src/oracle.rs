@@ -84,7 +84,9 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
             && !goes_back
             && !never_came
             && !history.may_be_missing(file, op, owed);
-        if begun_and_left(content, history, file, owed) {
+        // What was never empty was not just begun: what it held is lost.
+        let just_begun = !goes_back || history.begun.contains(file);
+        if just_begun && begun_and_left(content, history, file, owed) {
             continue;
         }
         match newest_match(content, history, file).filter(|_| !vanished) {

@@ -2,35 +2,31 @@
 //! and each distinct survivor is judged.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::Range;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, PowerLoss, Struck};
-use crate::history::History;
 use crate::inject::{self, Injector, Left};
 use crate::lab::{self, Lab};
 use crate::model::NotModelled;
-use crate::op::Trace;
 use crate::oracle;
-use crate::outcome::{Exit, Outcome, Recovery};
+use crate::os::signals;
+use crate::outcome::{Exit, Outcome};
 use crate::pool::{Completion, Pool, Work};
 use crate::power::derive::{Budget, Derived, derive};
-use crate::power::explain::{Broken, Explanation};
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::survivor::CrashState;
 use crate::power::{Lowered, Time};
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
+use crate::recorded::{Recording, state_of};
 use crate::report::power::{Cell, Finding};
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
 use crate::second;
-use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
 use crate::sweep::Depth;
 use crate::tally::Tally;
@@ -66,6 +62,12 @@ impl Default for Power {
     }
 }
 
+/// How many bytes of survivors a subject is confronted with.
+const SHOWN_BYTES_MAX: usize = 256 << 20;
+/// How many bytes of survivors the oracle looks at on one profile; others that are no version are taken
+/// for what the one before was.
+const LOOKED_AT_MAX: usize = 256 << 20;
+
 /// How many findings of one subject on one profile are explained.
 const EXPLAINED_MAX: usize = 2000;
 
@@ -76,14 +78,6 @@ struct Explored {
     derived: Derived,
     /// For each survivor, its place among those that the subject is confronted with.
     confronted: Vec<Option<usize>>,
-}
-
-/// One subject's recording, ready to be looked at.
-pub struct Recording<'a> {
-    prepared: &'a Prepared,
-    history: History,
-    trace: Arc<Trace>,
-    paths: Vec<PathBuf>,
 }
 
 /// A recording that a run asks about.
@@ -126,50 +120,14 @@ pub fn cells(
     Ok((cells, completion))
 }
 
-/// A crash state, derived again from another recording of the same subject.
-pub struct Again {
-    /// The directory.
-    pub left: Left,
-    /// The facts.
-    pub outcome: Outcome,
-    /// The versions of this recording.
-    pub history: History,
-    /// Why it breaks a promise.
-    pub explanation: Option<Explanation>,
-}
-
-/// Derives a crash state again.
-pub fn again(
-    prepared: &Prepared,
-    loss: &PowerLoss,
-    acks: u64,
-    broken: Option<ViolationKind>,
-) -> Result<Again> {
-    let recording = Recording::new(prepared)?;
-    let profile = Profile::find(&loss.profile)?;
-    let lowered = lower(&recording.trace, &prepared.before, &profile.flags)
-        .map_err(|NotModelled(why)| Error::baseline(format!("the model does not know {why}")))?;
-    if !loss.state.fits(&lowered) {
-        return Err(Error::usage("the program makes other calls than when this was found")
-            .help("run the scenario anew"));
-    }
-    let acks = usize::try_from(acks).unwrap_or(usize::MAX);
-    let outcome = recording.outcome(&lowered, &profile.name, loss.state.clone(), acks);
-    let explanation = broken.map(|kind| recording.explain(&lowered, &outcome, kind));
-    let left = Left {
-        directory: loss.state.directory(&lowered),
-        survivor: outcome.survivor.clone(),
-        acks: outcome.acks,
-    };
-    Ok(Again { left, outcome, history: recording.history, explanation })
-}
-
 /// The survivors that the subject is to be confronted with, each once.
 #[derive(Default)]
 struct Lefts {
     /// What is left, and on which profile it first was.
     all: Vec<(Left, String)>,
     known: HashMap<u64, usize>,
+    /// How many bytes are kept for that.
+    bytes: usize,
 }
 
 impl Lefts {
@@ -182,104 +140,12 @@ impl Lefts {
             profile.hash(&mut hasher);
         }
         *self.known.entry(hasher.finish()).or_insert_with(|| {
+            self.bytes += left.size();
             self.all.push((left, profile.to_owned()));
             self.all.len() - 1
         })
     }
 }
-
-impl<'a> Recording<'a> {
-    /// A recording of a part of what the subject does.
-    #[must_use]
-    pub fn of(prepared: &'a Prepared, history: History, trace: Trace) -> Self {
-        let paths = history.files().into_iter().cloned().collect();
-        Self { prepared, history, trace: Arc::new(trace), paths }
-    }
-
-    /// Its state files.
-    #[must_use]
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
-    }
-
-    /// Its versions.
-    #[must_use]
-    pub fn history(&self) -> &History {
-        &self.history
-    }
-
-    fn new(prepared: &'a Prepared) -> Result<Self> {
-        let mut trace = prepared.trace.clone();
-        // The crash states are of this very recording: its versions are known byte by byte.
-        let history = match &prepared.kind {
-            Kind::BuiltIn(_) => prepared.history.clone(),
-            Kind::Command(learned) => learn(&mut trace, prepared, &learned.state, !learned.serves)?,
-            Kind::Recorded(recorded) => {
-                learn(&mut trace, prepared, &recorded.state, recorded.ended)?
-            }
-        };
-        Ok(Self::of(prepared, history, trace))
-    }
-
-    /// The facts of a crash state.
-    pub fn outcome(
-        &self,
-        lowered: &Lowered,
-        profile: &str,
-        state: CrashState,
-        acks: usize,
-    ) -> Outcome {
-        let said = &self.trace.said;
-        let survivor = state.survivor(lowered, &self.paths);
-        let ops = Time(state.moment).ops_begun();
-        Outcome {
-            fault: Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state }),
-            injection: Injection::At(Struck::Power { ops }),
-            exit: Exit::Killed,
-            acks: acks as u64,
-            said: said[..acks.min(said.len())].to_vec(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
-            survivor: self.prepared.settled(survivor),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
-        }
-    }
-
-    fn explain(&self, lowered: &Lowered, outcome: &Outcome, kind: ViolationKind) -> Explanation {
-        let (state, paths) = (state_of(outcome), &self.paths);
-        Broken { lowered, paths, state, moment: Time(state.moment), kind }.explain()
-    }
-}
-
-/// The versions of a recording. Exit status 0 promises the last one.
-fn learn(
-    trace: &mut Trace,
-    prepared: &Prepared,
-    state: &StateFiles,
-    ended: bool,
-) -> Result<History> {
-    let is_state = |path: &Path| state.contains(path);
-    let mut history = History::learn(trace, &prepared.before, &is_state)
-        .map_err(|NotModelled(why)| Error::internal(why))?;
-    if ended {
-        trace.acks.push(trace.ops.len());
-        history.owed.push(history.last());
-    }
-    Ok(history)
-}
-
-/// The crash state of an outcome.
-fn state_of(outcome: &Outcome) -> &CrashState {
-    match &outcome.fault {
-        Fault::PowerLoss(loss) => &loss.state,
-        _ => &NOTHING,
-    }
-}
-
-/// The state of a disk to which nothing was written.
-static NOTHING: CrashState =
-    CrashState { barrier: 0, moment: 0, steps: Vec::new(), changes: Vec::new(), stale: false };
 
 impl Case<'_> {
     /// Whether the subject, or a check, has something to say about survivors.
@@ -293,20 +159,25 @@ impl Case<'_> {
     }
 
     fn explore(&self, profile: Profile, lowered: Lowered, lefts: &mut Lefts) -> Explored {
-        let budget =
-            Budget { states_max: self.request.power.states_max, seed: self.request.seed.0 };
-        let derived = derive(&lowered, &self.recording.paths, &self.recording.history, budget);
+        let budget = Budget {
+            states_max: self.request.power.states_max,
+            seed: self.request.seed.0,
+            judged: self.recording.judged,
+        };
+        let Recording { paths, history, .. } = &self.recording;
+        let derived = derive(&lowered, paths, history, budget, &signals::interrupted);
         let (reacts, twice) = (self.reacts(), self.request.reach.depth == Depth::Two);
-        let confronted = derived.survivors.iter().map(|distinct| {
-            let owing = distinct.owing.iter().max_by_key(|owing| owing.owed)?;
-            let state = Self::at(&owing.first, owing.moment(&lowered));
-            let survivor = state.survivor(&lowered, &self.recording.paths);
-            let acks = owing.acks as u64;
-            let directory = state.directory(&lowered);
-            let left = Left { directory, survivor, acks };
-            reacts.then(|| lefts.add(left, &profile.name, twice))
-        });
-        let confronted = confronted.collect();
+        let mut confronted = Vec::new();
+        for distinct in &derived.survivors {
+            let owing = distinct.owing.iter().max_by_key(|owing| owing.owed);
+            let shown = owing.filter(|_| reacts && lefts.bytes < SHOWN_BYTES_MAX).map(|owing| {
+                let state = Self::at(&owing.first, owing.moment(&lowered));
+                let survivor = state.survivor(&lowered, self.recording.state());
+                let (directory, acks) = (state.directory(&lowered), owing.acks as u64);
+                lefts.add(Left { directory, survivor, acks }, &profile.name, twice)
+            });
+            confronted.push(shown);
+        }
         Explored { profile, lowered, derived, confronted }
     }
 
@@ -375,37 +246,51 @@ impl Case<'_> {
         directory: &RunDirectory,
     ) -> Result<Cell> {
         let Explored { profile, lowered, derived, confronted } = explored;
-        let promises = &self.request.promises;
+        let mut last: Option<(Vec<Violation>, String)> = None;
         let (mut tally, mut causes) = (Tally::default(), BTreeMap::<String, Cause>::new());
         let (mut explained, mut usual) = (0, HashMap::<ViolationKind, String>::new());
+        let (trace, history) = (&self.recording.trace, &self.recording.history);
+        let owed_by_acks = history.owed_by_acks(trace.acks.len(), &trace.said);
+        let mut looked_at = 0;
         for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
             let reaction = confronted.map(|place| &reactions[place]);
             let reacted = reaction.map(|reaction| &reaction.violations[..]).unwrap_or_default();
+            let mut lost: Option<(Vec<Violation>, String)> = None;
             for owing in &distinct.owing {
                 let whole = distinct.version.is_some_and(|version| version >= owing.owed);
                 if whole && reacted.is_empty() {
                     tally.enter(&[], owing.states);
                     continue;
                 }
-                let moment = self.first_moment(lowered, distinct.version, owing);
+                let moment = self.first_moment(lowered, distinct.version, owing, &owed_by_acks);
                 let state = Self::at(&owing.first, moment);
+                // The same older version breaks the same promise, however much newer the one is that is owed.
+                if let Some((violations, cause)) = &lost
+                    && distinct.version.is_some()
+                    && causes.get(cause).is_some_and(|cause| cause.rank() <= rank(&state))
+                {
+                    let kinds: Vec<_> = violations.iter().map(|v| v.kind).collect();
+                    tally.enter(&kinds, owing.states);
+                    if let Some(cause) = causes.get_mut(cause) {
+                        cause.count(&kinds, owing.states);
+                    }
+                    continue;
+                }
+                if looked_at > LOOKED_AT_MAX
+                    && let Some((violations, cause)) = &last
+                    && distinct.version.is_none()
+                {
+                    let kinds: Vec<_> = violations.iter().map(|v| v.kind).collect();
+                    tally.enter(&kinds, owing.states);
+                    if let Some(cause) = causes.get_mut(cause) {
+                        cause.count(&kinds, owing.states);
+                    }
+                    continue;
+                }
                 let acks = lowered.acks_at(moment);
                 let outcome = self.recording.outcome(lowered, &profile.name, state, acks);
-                let mut violations =
-                    match oracle::judge(&outcome, &self.recording.history, promises) {
-                        Verdict::Violated(violations) => violations,
-                        Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
-                    };
-                // Where nothing is left, as before the first save, the load rightly says so.
-                let versions = &self.recording.history.versions;
-                let owed = versions.get(owing.owed).is_some_and(BTreeMap::is_empty);
-                let nothing = outcome.survivor.files.is_empty()
-                    && versions.first().is_some_and(BTreeMap::is_empty);
-                let counts = |violation: &&Violation| {
-                    promises.contains(&violation.kind.promise())
-                        && !((owed || nothing) && violation.kind == ViolationKind::Reset)
-                };
-                violations.extend(reacted.iter().filter(counts).cloned());
+                looked_at += outcome.survivor.size() + 64;
+                let violations = self.violations(&outcome, owing.owed, reacted);
                 let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
                 tally.enter(&kinds, owing.states);
                 let Some(first) = violations.first() else { continue };
@@ -415,6 +300,12 @@ impl Case<'_> {
                 let known = usual.get(&first.kind).filter(|_| explained > EXPLAINED_MAX);
                 let cause = known.cloned().unwrap_or_else(explain);
                 usual.insert(first.kind, cause.clone());
+                let found = Some((violations.clone(), cause.clone()));
+                if distinct.version.is_some() {
+                    lost = found
+                } else {
+                    last = found
+                }
                 let entry = causes.entry(cause).or_insert_with(|| Cause::new(outcome.clone()));
                 entry.add(outcome, violations, owing.states);
             }
@@ -438,6 +329,24 @@ impl Case<'_> {
         })
     }
 
+    /// What a crash state breaks, by its bytes and by what the subject made of it.
+    fn violations(&self, outcome: &Outcome, owed: usize, reacted: &[Violation]) -> Vec<Violation> {
+        let (promises, history) = (&self.request.promises, &self.recording.history);
+        let mut violations = match oracle::judge(outcome, history, promises) {
+            Verdict::Violated(violations) => violations,
+            Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
+        };
+        // Where nothing is left, as before the first save, the load rightly says so.
+        let begins = |version: usize| history.versions.get(version).is_some_and(BTreeMap::is_empty);
+        let nothing = begins(owed) || (outcome.survivor.files.is_empty() && begins(0));
+        let counts = |violation: &&Violation| {
+            promises.contains(&violation.kind.promise())
+                && !(nothing && violation.kind == ViolationKind::Reset)
+        };
+        violations.extend(reacted.iter().filter(counts).cloned());
+        violations
+    }
+
     /// The first moment at which the state breaks a promise: when the power goes, or when something
     /// is promised that is not there.
     fn first_moment(
@@ -445,15 +354,13 @@ impl Case<'_> {
         lowered: &Lowered,
         version: Option<usize>,
         owing: &crate::power::derive::Owing,
+        owed_by_acks: &[usize],
     ) -> Time {
         let start = Time(owing.first.moment);
         let Some(version) = version else { return start };
-        let trace = &lowered.trace;
-        let breaks = (0..owing.acks).find(|ack| {
-            let said = &trace.said[..(ack + 1).min(trace.said.len())];
-            self.recording.history.owed_by(*ack as u64 + 1, said) > version
-        });
-        breaks.map_or(start, |ack| start.max(Time::after_ops(trace.acks[ack])))
+        let ack = owed_by_acks.partition_point(|owed| *owed <= version).checked_sub(1);
+        let ops = ack.and_then(|ack| lowered.trace.acks.get(ack));
+        ops.map_or(start, |ops| start.max(Time::after_ops(*ops)))
     }
 
     /// Keeps the best example of a cause.
@@ -514,22 +421,31 @@ impl Cause {
 
     /// Counts states; the one that comes first, and has lost least, is the example.
     fn add(&mut self, outcome: Outcome, violations: Vec<Violation>, states: u64) {
-        let rank = |outcome: &Outcome| match &outcome.fault {
-            Fault::PowerLoss(PowerLoss { state, .. }) => {
-                let kept = state.changes.iter().map(|(_, changes)| changes.len()).sum::<usize>();
-                (state.moment, usize::MAX - state.steps.len() - kept)
-            }
-            _ => (u32::MAX, 0),
-        };
-        if let Some(first) = violations.first() {
-            *self.kinds.entry(first.kind).or_default() += states;
-        }
-        if self.violations.is_empty() || rank(&outcome) < rank(&self.outcome) {
+        let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
+        self.count(&kinds, states);
+        if self.violations.is_empty() || rank(state_of(&outcome)) < self.rank() {
             (self.outcome, self.violations) = (outcome, violations);
+        }
+    }
+
+    /// Counts states that are no better example.
+    fn count(&mut self, kinds: &[ViolationKind], states: u64) {
+        if let Some(first) = kinds.first() {
+            *self.kinds.entry(*first).or_default() += states;
         }
         self.states += states;
         self.survivors += 1;
     }
+
+    fn rank(&self) -> (u32, usize) {
+        rank(state_of(&self.outcome))
+    }
+}
+
+/// The less, the better an example: the earlier it is, and the less it has lost.
+fn rank(state: &CrashState) -> (u32, usize) {
+    let kept = state.changes.iter().map(|(_, changes)| changes.len()).sum::<usize>();
+    (state.moment, usize::MAX - state.steps.len() - kept)
 }
 
 /// Shows survivors to a subject.

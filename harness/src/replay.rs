@@ -16,8 +16,8 @@ use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Planner, Seed};
 use crate::power::explain::Explanation;
-use crate::poweroff::{self, Again};
 use crate::prepare;
+use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
 use crate::second;
 use crate::subject::Kind;
@@ -148,8 +148,7 @@ fn power(
     let (name, subject) = (&kept.trial.subject, &kept.subject);
     let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerLoss, planner)?;
     let kind = kept.violations.first().map(|violation| violation.kind);
-    let Again { left, mut outcome, history, explanation } =
-        poweroff::again(&prepared, loss, kept.acks, kind)?;
+    let Again { left, mut outcome, history, explanation } = recorded::again(&prepared, loss, kind)?;
     let mut again = Vec::new();
     let directory = directory_to_keep(kept, keep)?;
     left.unfold(&directory).context(format_args!("fill {}", directory.display()))?;

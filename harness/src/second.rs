@@ -1,20 +1,21 @@
 //! A loss of power in the recovery: what the subject does with a survivor is recorded, and explored
 //! in its turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::history::History;
+use crate::history::{History, Reference};
 use crate::inject::{Injector, Left, Recovered};
 use crate::model::{Files, Node, NotModelled};
 use crate::oracle;
+use crate::os::signals;
 use crate::power::derive::{Budget, derive};
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
 use crate::power::survivor;
-use crate::poweroff::Recording;
+use crate::recorded::Recording;
 use crate::subject::Prepared;
 use crate::verdict::{Promise, Verdict, Violation};
 
@@ -40,23 +41,28 @@ pub fn recovery(
     let is_state = |path: &Path| state.contains(path);
     let mut trace = trace;
     let mut history = History::learn(&trace, &before, &is_state).map_err(unknown)?;
+    for reference in history.versions.iter_mut().flat_map(BTreeMap::values_mut) {
+        let settled = prepared.settled_bytes(&reference.bytes).to_vec();
+        *reference = Arc::new(Reference { bytes: settled, template: None });
+    }
     if ended {
         trace.acks.push(trace.ops.len());
         history.owed.push(history.last());
     }
     let lowered = lower(&Arc::new(trace.clone()), &before, &Profile::find(profile)?.flags);
     let lowered = lowered.map_err(unknown)?;
-    let recording = Recording::of(prepared, history, trace);
-    let budget = Budget { states_max: STATES_MAX, seed };
-    let derived = derive(&lowered, recording.paths(), recording.history(), budget);
-    let promises = [Promise::Atomic, Promise::Durable].into();
+    let recording = Recording::of(prepared, history, trace, ended);
+    let budget = Budget { states_max: STATES_MAX, seed, judged: recording.judged };
+    let derived =
+        derive(&lowered, &recording.paths, &recording.history, budget, &signals::interrupted);
+    let promises = [Promise::Atomic].into();
     let mut shown = 0;
     for distinct in &derived.survivors {
         for owing in &distinct.owing {
             let whole = distinct.version.is_some_and(|version| version >= owing.owed);
             let state = owing.first.clone();
             let outcome = recording.outcome(&lowered, profile, state.clone(), owing.acks);
-            let mut found = match oracle::judge(&outcome, recording.history(), &promises) {
+            let mut found = match oracle::judge(&outcome, &recording.history, &promises) {
                 Verdict::Violated(violations) if !whole => violations,
                 _ => Vec::new(),
             };
@@ -69,7 +75,7 @@ pub fn recovery(
                 (outcome.checks, outcome.recovery) = injector.confront(&again)?;
                 let promises = [Promise::Recoverable, Promise::Checked].into();
                 if let Verdict::Violated(violations) =
-                    oracle::judge(&outcome, recording.history(), &promises)
+                    oracle::judge(&outcome, &recording.history, &promises)
                 {
                     found = violations;
                 }

@@ -209,6 +209,15 @@ pub struct BeforeFirstSave {
 }
 
 impl Prepared {
+    /// What the subject's load takes of a state file.
+    #[must_use]
+    pub fn settled_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match &self.kind {
+            Kind::BuiltIn(subject) => subject.strategy.settled(bytes),
+            Kind::Command(_) | Kind::Recorded(_) => bytes,
+        }
+    }
+
     /// A survivor without what the subject's load leaves out: a torn record at the end of a log.
     #[must_use]
     pub fn settled(&self, mut survivor: Survivor) -> Survivor {

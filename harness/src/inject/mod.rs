@@ -38,6 +38,13 @@ pub struct Left {
 }
 
 impl Left {
+    /// How many bytes there are in all files.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let size = |node: &Node| if let Node::File(bytes) = node { bytes.len() } else { 0 };
+        self.directory.values().map(size).sum::<usize>() + 256
+    }
+
     /// Puts everything into `directory`, which is empty.
     pub fn unfold(&self, directory: &Path) -> std::io::Result<()> {
         // Directories come before what is in them.

@@ -108,7 +108,7 @@ impl Lowering<'_> {
         let limit = self.steps_before_last_growth(ino);
         self.contents(ino);
         if is_directory && self.flags.fsync_of_file == FsyncOfFile::NoNames {
-            self.touching(ino);
+            self.entries_of(ino);
         } else {
             self.names_of(ino, promise, limit);
         }
@@ -156,6 +156,26 @@ impl Lowering<'_> {
         let steps = progress.touched_by[from..].to_vec();
         for step in steps {
             self.force_step(step);
+        }
+    }
+
+    /// What was changed in a directory: the names that came, and those that went and came nowhere. Of
+    /// a rename the directory that got the name is promised to have it.
+    fn entries_of(&mut self, directory: Ino) {
+        let progress = &mut self.forced.inodes[directory.0 as usize];
+        let from = std::mem::replace(&mut progress.touched, progress.touched_by.len());
+        for step in progress.touched_by[from..].to_vec() {
+            let StepChange::Names(changes) = &self.lowered.steps[step as usize].change else {
+                continue;
+            };
+            let comes = changes.iter().any(|(_, to)| to.is_some());
+            let here = changes.iter().any(|(entry, to)| {
+                let found = &self.lowered.entries[entry.0 as usize];
+                found.directory == directory && (to.is_some() || !comes)
+            });
+            if here {
+                self.force_step(step);
+            }
         }
     }
 

@@ -315,6 +315,15 @@ impl Tree {
         nodes_max: usize,
     ) -> Self {
         let (mut view, free, mut tree) = Self::start(at, forced, first_free, choice, cache);
+        // So many that need nothing alone make too many sets.
+        let independent = free.unmet.iter().filter(|unmet| **unmet == Some(0)).count();
+        if u32::try_from(independent)
+            .is_ok_and(|n| 1_usize.checked_shl(n).is_none_or(|sets| sets == 0 || sets > nodes_max))
+            && independent > 1
+        {
+            tree.complete = false;
+            return tree;
+        }
         free.each_set(&mut |parent, change, way| match way {
             Way::In(undos) => {
                 if tree.nodes.len() >= nodes_max {

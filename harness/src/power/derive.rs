@@ -16,6 +16,8 @@ pub struct Budget {
     pub states_max: u64,
     /// What draws the sample.
     pub seed: u64,
+    /// How many of the files make the state; the others are told apart, and not judged.
+    pub judged: usize,
 }
 
 /// What the crash states of a recording leave.
@@ -67,31 +69,42 @@ impl Owing {
 
 /// Finds what the crash states leave in these files.
 #[must_use]
-pub fn derive(lowered: &Lowered, paths: &[PathBuf], history: &History, budget: Budget) -> Derived {
-    let mut collector = Collector::new(lowered, paths, history);
+pub fn derive(
+    lowered: &Lowered,
+    paths: &[PathBuf],
+    history: &History,
+    budget: Budget,
+    stop: &dyn Fn() -> bool,
+) -> Derived {
+    let mut collector = Collector::new(lowered, &paths[..budget.judged], history);
     let mut walk = Walk::new(lowered, paths);
     let states_max = usize::try_from(budget.states_max).unwrap_or(usize::MAX);
     walk.nodes_max = states_max;
     let complete = walk.all(&mut |found| {
         collector.add(found);
-        if collector.derived.states > budget.states_max { Go::Stop } else { Go::On }
+        let much = collector.derived.states > budget.states_max;
+        if much || collector.is_to_stop(stop) { Go::Stop } else { Go::On }
     });
     if complete == Complete::Yes {
         collector.derived.exhaustive = true;
         return collector.derived;
     }
-    let mut collector = Collector::new(lowered, paths, history);
+    let mut collector = Collector::new(lowered, &paths[..budget.judged], history);
     Walk::new(lowered, paths).sampled(states_max, budget.seed, &mut |found| {
         collector.add(found);
-        Go::On
+        if collector.is_to_stop(stop) { Go::Stop } else { Go::On }
     });
     collector.derived
 }
 
+/// After how many states it is asked whether to stop.
+const ASK_EVERY: u64 = 256;
+
 /// Counts states by what they leave.
 struct Collector<'a> {
     lowered: &'a Lowered,
-    history: &'a History,
+    /// What is owed after each number of acks.
+    owed_by_acks: Vec<usize>,
     /// For each path, the newest version with this content.
     versions: Vec<HashMap<Seen, usize>>,
     known: HashMap<u64, usize>,
@@ -101,7 +114,7 @@ struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    fn new(lowered: &'a Lowered, paths: &[PathBuf], history: &'a History) -> Self {
+    fn new(lowered: &'a Lowered, paths: &[PathBuf], history: &History) -> Self {
         let newest = |path: &PathBuf| {
             let mut newest = HashMap::new();
             for (number, version) in history.versions.iter().enumerate() {
@@ -115,7 +128,9 @@ impl<'a> Collector<'a> {
         };
         let versions = paths.iter().map(newest).collect();
         let derived = Derived::default();
-        Self { lowered, history, versions, known: HashMap::new(), owed_at: None, derived }
+        let (trace, known) = (&lowered.trace, HashMap::new());
+        let owed_by_acks = history.owed_by_acks(trace.acks.len(), &trace.said);
+        Self { lowered, owed_by_acks, versions, known, owed_at: None, derived }
     }
 
     fn owed(&mut self, moment: Time) -> (usize, usize) {
@@ -124,11 +139,15 @@ impl<'a> Collector<'a> {
         {
             return (acks, owed);
         }
-        let (trace, acks) = (&self.lowered.trace, self.lowered.acks_at(moment));
-        let said = &trace.said[..acks.min(trace.said.len())];
-        let owed = self.history.owed_by(acks as u64, said);
+        let acks = self.lowered.acks_at(moment);
+        let owed = self.owed_by_acks[acks];
         self.owed_at = Some((moment, acks, owed));
         (acks, owed)
+    }
+
+    /// Asks now and then whether to go on.
+    fn is_to_stop(&self, stop: &dyn Fn() -> bool) -> bool {
+        self.derived.states.is_multiple_of(ASK_EVERY) && stop()
     }
 
     fn add(&mut self, found: &Found<'_>) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::names::{Finder, relevant};
+use super::names::relevant;
 use super::survivor::CrashState;
 use super::{Content, Ino, Kind, Lowered, StepChange, Time};
 use crate::op::{Call, Effect, Op};
@@ -25,6 +25,8 @@ pub enum Remedy {
     SyncDirectory,
     /// Both.
     SyncFileAndDirectory,
+    /// All writes before the new file is given its name.
+    WriteBeforeRename,
     /// A temporary file in the directory of the state, and not on another file system.
     TempBeside,
     /// A new file and a rename, and not writing over the old one.
@@ -52,6 +54,10 @@ impl Remedy {
             Self::SyncFileAndDirectory => {
                 "missing fsync of the file and of its directory: of the file before it gets its \
                  name, of the directory before the ack"
+            }
+            Self::WriteBeforeRename => {
+                "the file is written on when it has got its name: write, flush and fsync all of it \
+                 before the rename"
             }
             Self::TempBeside => {
                 "the temporary file is on another file system, so that it is copied and not \
@@ -99,6 +105,8 @@ pub struct Broken<'a> {
     pub moment: Time,
     /// What is broken first.
     pub kind: ViolationKind,
+    /// Whether the last ack stands for the end with status 0.
+    pub ended: bool,
 }
 
 impl Broken<'_> {
@@ -134,7 +142,6 @@ impl Broken<'_> {
                 lost.steps.push((step.time.op(), Step::of(&step.change)));
             }
         }
-        let finder = Finder::new(lowered);
         let (mut whole, state) = (self.state.clone(), self.state.names(lowered));
         whole.steps = (0..super::lower::count(lowered.steps.len()))
             .filter(|step| lowered.steps[*step as usize].time < self.moment)
@@ -143,7 +150,7 @@ impl Broken<'_> {
         let inos: BTreeSet<Ino> = self
             .paths
             .iter()
-            .flat_map(|path| [finder.find(&state, path), finder.find(&whole, path)])
+            .flat_map(|path| [lowered.find(&state, path), lowered.find(&whole, path)])
             .flatten()
             .filter(|ino| lowered.inode(*ino).kind == Kind::File)
             .collect();
@@ -167,8 +174,8 @@ impl Broken<'_> {
 
     /// What the first state file leads to.
     fn ino(&self) -> Option<Ino> {
-        let (finder, names) = (Finder::new(self.lowered), self.state.names(self.lowered));
-        self.paths.iter().find_map(|path| finder.find(&names, path))
+        let names = self.state.names(self.lowered);
+        self.paths.iter().find_map(|path| self.lowered.find(&names, path))
     }
 
     /// The last step of the state that gave an inode its name, if it came after `time`.
@@ -187,7 +194,7 @@ impl Broken<'_> {
         let Some(ino) = self.ino() else { return self.missing(lost) };
         let writes = lost.of(ino);
         let naming = self.naming(ino);
-        let renamed = naming.filter(|op| {
+        let renamed = naming.filter(|_| !writes.is_empty()).filter(|op| {
             matches!(self.op(*op).call, Call::Rename | Call::Link)
                 && writes.first().is_none_or(|(first, _)| first < op)
         });
@@ -197,6 +204,19 @@ impl Broken<'_> {
             let words = format!("{} is durable, {what} not: {why}", self.name_of(op));
             return (words, Some(op), Remedy::SyncFile);
         }
+        if let Some(op) = self.written_on(naming, ino) {
+            let words = match writes.is_empty() {
+                true => format!(
+                    "{} is durable, and the power went before the rest of the file was written",
+                    self.name_of(op)
+                ),
+                false => {
+                    let what = self.bytes_of(&writes);
+                    format!("{} is durable, {what} not", self.name_of(op))
+                }
+            };
+            return (words, Some(op), Remedy::WriteBeforeRename);
+        }
         if let Some(op) = self.crossed() {
             let what = self.bytes_of(&writes);
             let words = format!(
@@ -205,6 +225,19 @@ impl Broken<'_> {
                 self.name_of(op)
             );
             return (words, Some(op), Remedy::TempBeside);
+        }
+        if let Some(away) = self.removed_before(naming) {
+            let words = match writes.is_empty() {
+                true => format!(
+                    "{} is durable, and the power went before the new file was written",
+                    self.name_of(away)
+                ),
+                false => {
+                    let what = self.bytes_of(&writes);
+                    format!("{} is durable, {what} not", self.name_of(away))
+                }
+            };
+            return (words, Some(away), Remedy::KeepOldName);
         }
         let cut = self.lowered.inode(ino).resizes.iter().rev().find(|step| {
             self.state.has_step(self.lowered, **step)
@@ -240,6 +273,26 @@ impl Broken<'_> {
         };
         let remedy = if appended { Remedy::Checksum } else { Remedy::ReplaceByRename };
         (words, cut, remedy)
+    }
+
+    /// The rename that gave a file its name, if the file is written on before anything is promised.
+    fn written_on(&self, naming: Option<usize>, ino: Ino) -> Option<usize> {
+        let named = naming.filter(|op| matches!(self.op(*op).call, Call::Rename | Call::Link))?;
+        let changes = &self.lowered.inode(ino).changes;
+        let later = changes.iter().find(|change| change.time > Time::of_effect(named))?;
+        let acks = &self.lowered.trace.acks;
+        let promised = acks.iter().any(|ops| (named + 1..=later.time.op()).contains(ops));
+        (!promised).then_some(named)
+    }
+
+    /// The removal of the state before it was made anew by this op.
+    fn removed_before(&self, naming: Option<usize>) -> Option<usize> {
+        let made = naming.filter(|op| self.op(*op).call == Call::Open)?;
+        (0..made).rev().find(|op| {
+            let op = self.op(*op);
+            matches!(&op.effect, Effect::Unlink { path } if self.paths.contains(path))
+                && op.succeeded()
+        })
     }
 
     /// What an in-place save does next.
@@ -294,6 +347,10 @@ impl Broken<'_> {
         let acks = self.lowered.trace.acks.iter().enumerate();
         let mut acks = acks.filter(|(_, ops)| Time::after_ops(**ops) <= self.moment);
         let (ack, ack_ops) = acks.next_back().map_or((0, 0), |(n, ops)| (n + 1, *ops));
+        let given = match self.ended && ack == self.lowered.trace.acks.len() {
+            true => "the program has ended with status 0".to_owned(),
+            false => format!("ack {ack} is given"),
+        };
         let names_state = |op: &usize| match &self.op(*op).effect {
             Effect::Rename { to, .. } | Effect::Link { to, .. } => self.paths.contains(to),
             Effect::Open { path, .. } | Effect::Symlink { path, .. } => self.paths.contains(path),
@@ -324,10 +381,10 @@ impl Broken<'_> {
         };
         if let Some(late) = synced_late {
             let words = match lost.steps.is_empty() && lost.writes.is_empty() {
-                true => format!("ack {ack} is given before {}", self.name_of(late)),
+                true => format!("{given} before {}", self.name_of(late)),
                 false => {
                     let late = self.name_of(late);
-                    format!("ack {ack} is given before {late}, and {what} not durable")
+                    format!("{given} before {late}, and {what} not durable")
                 }
             };
             return (words, None, Remedy::AckLater);
@@ -338,13 +395,17 @@ impl Broken<'_> {
                 true => Remedy::SyncDirectory,
                 false => Remedy::SyncFileBeforeAck,
             };
-            return (format!("ack {ack} is given, and {what} not durable: {why}"), None, remedy);
+            return (format!("{given}, and {what} not durable: {why}"), None, remedy);
         }
         let unsynced = !lost.writes.is_empty();
-        let words = format!(
-            "ack {ack} is given, and {what} not durable: nothing calls fsync on its directory \
-             between it and the ack"
-        );
+        let directory = naming
+            .and_then(|op| self.op(op).effect.path().parent().map(Path::to_owned))
+            .filter(|directory| !directory.as_os_str().is_empty())
+            .map_or("its directory".to_owned(), |directory| {
+                format!("its directory {}", directory.display())
+            });
+        let words =
+            format!("{given}, and {what} not durable: nothing calls fsync on {directory} after it");
         (words, None, if unsynced { Remedy::SyncFileAndDirectory } else { Remedy::SyncDirectory })
     }
 
@@ -369,8 +430,12 @@ impl Broken<'_> {
         });
         let what = match &op.effect {
             Effect::Open { path, .. } if made => format!("the making of {}", name(path)),
+            Effect::Rename { from, to, exchange: true } => {
+                format!("the exchange of {} and {}", name(from), name(to))
+            }
             Effect::Rename { from, to, .. } => {
-                format!("the rename of {} over {}", name(from), name(to))
+                let over = if self.paths.contains(to) { "over" } else { "to" };
+                format!("the rename of {} {over} {}", name(from), name(to))
             }
             Effect::Link { from, to } => format!("the link of {} as {}", name(from), name(to)),
             Effect::Unlink { path } => format!("the removal of {}", name(path)),

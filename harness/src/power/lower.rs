@@ -36,7 +36,6 @@ pub(super) struct Lowering<'a> {
     pub(super) now: Time,
     /// What each entry leads to now.
     current: Vec<Option<Ino>>,
-    entries: HashMap<Entry, EntryIndex>,
     /// The step that last changed an entry.
     last_of_entry: HashMap<EntryIndex, u32>,
     /// Files that have no name, by the name that `/proc` shows.
@@ -57,12 +56,12 @@ impl<'a> Lowering<'a> {
                 flags: flags.clone(),
                 inodes: Vec::new(),
                 entries: Vec::new(),
+                below: HashMap::new(),
                 first: Vec::new(),
                 steps: Vec::new(),
             },
             now: Time(0),
             current: Vec::new(),
-            entries: HashMap::new(),
             last_of_entry: HashMap::new(),
             nameless: HashMap::new(),
             cache: Vec::new(),
@@ -134,13 +133,13 @@ impl<'a> Lowering<'a> {
     }
 
     fn entry_in(&mut self, directory: Ino, name: OsString) -> EntryIndex {
-        let entry = Entry { directory, name };
-        if let Some(known) = self.entries.get(&entry) {
+        let below = self.lowered.below.entry(directory).or_default();
+        if let Some(known) = below.get(&name) {
             return *known;
         }
         let index = EntryIndex(count(self.lowered.entries.len()));
-        self.entries.insert(entry.clone(), index);
-        self.lowered.entries.push(entry);
+        below.insert(name.clone(), index);
+        self.lowered.entries.push(Entry { directory, name });
         self.lowered.first.push(None);
         self.current.push(None);
         index

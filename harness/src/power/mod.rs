@@ -158,6 +158,8 @@ pub struct Lowered {
     pub inodes: Vec<Inode>,
     /// All entries that were ever looked at.
     pub entries: Vec<Entry>,
+    /// The entries of each directory, by name.
+    pub below: HashMap<Ino, HashMap<OsString, EntryIndex>>,
     /// What each entry leads to at the start.
     pub first: Vec<Option<Ino>>,
     /// The steps, in the order of their times.

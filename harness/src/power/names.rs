@@ -1,5 +1,6 @@
 //! The names of a crash state, and which of them matter.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -78,31 +79,16 @@ impl NamesView {
     }
 }
 
-/// Finds inodes by path.
-pub struct Finder<'a> {
-    lowered: &'a Lowered,
-    entries: HashMap<(Ino, OsString), EntryIndex>,
-}
-
-impl<'a> Finder<'a> {
-    /// A finder for a recording.
-    #[must_use]
-    pub fn new(lowered: &'a Lowered) -> Self {
-        let entries = lowered.entries.iter().enumerate();
-        let entries = entries.map(|(index, entry)| {
-            ((entry.directory, entry.name.clone()), EntryIndex(super::lower::count(index)))
-        });
-        Self { lowered, entries: entries.collect() }
-    }
-
+impl Lowered {
     /// What a path leads to, by way of symbolic links too.
     #[must_use]
     pub fn find(&self, names: &NamesView, path: &Path) -> Option<Ino> {
-        let mut path = path.to_owned();
+        let mut path = Cow::Borrowed(path);
         for _ in 0..LINKS_MAX {
             let ino = self.find_here(names, &path)?;
-            let Kind::Symlink(target) = &self.lowered.inode(ino).kind else { return Some(ino) };
-            path = crate::model::plain(&path.parent().unwrap_or(Path::new("")).join(target));
+            let Kind::Symlink(target) = &self.inode(ino).kind else { return Some(ino) };
+            let directory = path.parent().unwrap_or(Path::new(""));
+            path = Cow::Owned(crate::model::plain(&directory.join(target)));
         }
         None
     }
@@ -110,7 +96,8 @@ impl<'a> Finder<'a> {
     fn find_here(&self, names: &NamesView, path: &Path) -> Option<Ino> {
         let mut ino = if path.is_absolute() { Ino(1) } else { Ino(0) };
         for name in names_in(path) {
-            ino = names.get(*self.entries.get(&(ino, name.to_owned()))?)?;
+            let entries = self.below.get(&ino)?;
+            ino = names.get(*entries.get(name)?)?;
         }
         Some(ino)
     }

@@ -14,6 +14,8 @@ use super::walk::{Complete, Found, Go, Order, Thorough, Walk};
 
 /// How many changes may be added and taken back for each state that is wanted.
 const WORK_PER_STATE: usize = 50;
+/// How many blocks are looked at for all states that are wanted, about.
+const BLOCKS_MAX: usize = 50_000_000;
 /// How many contents are looked at for a set of steps, at least.
 const CONTENTS_MIN: usize = 8;
 /// How many sets of steps are drawn in an epoch, where names come in any order.
@@ -28,6 +30,8 @@ impl Walk<'_> {
         visit: &mut dyn FnMut(&Found<'_>) -> Go,
     ) -> Complete {
         let epochs = self.epochs();
+        let blocks = self.lowered.inodes.iter().map(|inode| inode.lanes.len()).max().unwrap_or(0);
+        let states = states.min(BLOCKS_MAX / (blocks + 50));
         let sets = self.count_of_prefixes().max(1);
         let per_set = (states / sets).clamp(CONTENTS_MIN, 1 << 16);
         // Where even that is too much, some sets of steps are left out.

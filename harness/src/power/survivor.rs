@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::contents::STALE_BYTE;
-use super::names::{Finder, NamesView};
+use super::names::NamesView;
 use super::{Change, Content, Ino, Inode, Kind, Lane, Lowered, StepChange, Time};
 use crate::outcome::{self, Survivor};
 
@@ -96,8 +96,8 @@ impl CrashState {
     /// The files that these paths lead to.
     #[must_use]
     pub fn survivor(&self, lowered: &Lowered, paths: &[PathBuf]) -> Survivor {
-        let (names, finder) = (self.names(lowered), Finder::new(lowered));
-        self.survivor_at(lowered, paths, |path| finder.find(&names, path))
+        let names = self.names(lowered);
+        self.survivor_at(lowered, paths, |path| lowered.find(&names, path))
     }
 
     /// As [`CrashState::survivor`], when it is known where the paths lead.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::contents::{At, Cache, Choice, Tree, View, later};
 use super::fingerprint::Fingerprint;
-use super::names::{Finder, NamesView, relevant};
+use super::names::{NamesView, relevant};
 use super::profile::Pushes;
 use super::survivor::CrashState;
 use super::{Ino, Kind, Lowered, StepChange, Time};
@@ -81,7 +81,6 @@ pub struct Walk<'a> {
     pub(super) lowered: &'a Lowered,
     /// The state files.
     pub paths: &'a [PathBuf],
-    finder: Finder<'a>,
     pub(super) relevant: Vec<bool>,
     cache: Cache,
     names: NamesView,
@@ -141,7 +140,6 @@ impl<'a> Walk<'a> {
         Self {
             lowered,
             paths,
-            finder: Finder::new(lowered),
             relevant: relevant(lowered, paths),
             cache: Cache::default(),
             names: NamesView::new(lowered),
@@ -278,7 +276,7 @@ impl<'a> Walk<'a> {
     ) -> Complete {
         let paths = self.paths;
         let inos: Vec<Option<Ino>> =
-            paths.iter().map(|path| self.finder.find(&self.names, path)).collect();
+            paths.iter().map(|path| self.lowered.find(&self.names, path)).collect();
         let mut files: Vec<Ino> = inos
             .iter()
             .flatten()

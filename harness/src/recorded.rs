@@ -1,0 +1,212 @@
+//! A recorded subject: its versions, and the facts of any crash state of its recording.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::fault::{Fault, Injection, PowerLoss, Struck};
+use crate::history::History;
+use crate::inject::Left;
+use crate::model::NotModelled;
+use crate::op::{Effect, Trace};
+use crate::outcome::{Exit, Outcome, Recovery};
+use crate::power::explain::{Broken, Explanation};
+use crate::power::lower::lower;
+use crate::power::profile::Profile;
+use crate::power::survivor::CrashState;
+use crate::power::{Lowered, Time};
+use crate::state_files::StateFiles;
+use crate::subject::{Kind, Prepared};
+use crate::verdict::ViolationKind;
+
+/// One subject's recording, ready to be looked at.
+pub struct Recording<'a> {
+    /// The subject.
+    pub prepared: &'a Prepared,
+    /// Its versions.
+    pub history: History,
+    /// What it did. If its end promised something, there is an ack for it.
+    pub trace: Arc<Trace>,
+    /// The files that are told apart: first those that are its state, then others that a load may
+    /// look at.
+    pub paths: Vec<PathBuf>,
+    /// How many of them are its state.
+    pub judged: usize,
+    /// Whether the last ack stands for its end with status 0.
+    ended: bool,
+}
+
+impl<'a> Recording<'a> {
+    /// A recording of a part of what the subject does.
+    #[must_use]
+    pub fn of(prepared: &'a Prepared, history: History, trace: Trace, ended: bool) -> Self {
+        let mut paths: Vec<PathBuf> = history.files().into_iter().cloned().collect();
+        let judged = paths.len();
+        paths.extend(companions(prepared, &trace, &history.files()));
+        Self { prepared, history, trace: Arc::new(trace), paths, judged, ended }
+    }
+
+    /// The state files.
+    #[must_use]
+    pub fn state(&self) -> &[PathBuf] {
+        &self.paths[..self.judged]
+    }
+
+    /// The unbroken run of a subject.
+    pub fn new(prepared: &'a Prepared) -> Result<Self> {
+        let mut trace = prepared.trace.clone();
+        // The crash states are of this very recording: its versions are known byte by byte.
+        let (state, ended) = match &prepared.kind {
+            Kind::BuiltIn(_) => {
+                return Ok(Self::of(prepared, prepared.history.clone(), trace, false));
+            }
+            Kind::Command(learned) => (&learned.state, !learned.serves),
+            Kind::Recorded(recorded) => (&recorded.state, recorded.ended),
+        };
+        let history = learn(&mut trace, prepared, state, ended)?;
+        Ok(Self::of(prepared, history, trace, ended))
+    }
+
+    /// The facts of a crash state.
+    pub fn outcome(
+        &self,
+        lowered: &Lowered,
+        profile: &str,
+        state: CrashState,
+        acks: usize,
+    ) -> Outcome {
+        let said = &self.trace.said;
+        let survivor = state.survivor(lowered, self.state());
+        let ops = Time(state.moment).ops_begun();
+        let all = self.ended && acks == self.trace.acks.len();
+        Outcome {
+            fault: Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state }),
+            injection: Injection::At(Struck::Power { ops }),
+            exit: if all { Exit::Status(0) } else { Exit::Killed },
+            acks: (acks - usize::from(all)) as u64,
+            said: said[..acks.min(said.len())].to_vec(),
+            steps: Vec::new(),
+            unsynced: BTreeMap::new(),
+            survivor: self.prepared.settled(survivor),
+            checks: Vec::new(),
+            recovery: Recovery::default(),
+        }
+    }
+
+    /// Why a crash state breaks a promise.
+    #[must_use]
+    pub fn explain(
+        &self,
+        lowered: &Lowered,
+        outcome: &Outcome,
+        kind: ViolationKind,
+    ) -> Explanation {
+        let (state, paths, ended) = (state_of(outcome), self.state(), self.ended);
+        Broken { lowered, paths, state, moment: Time(state.moment), kind, ended }.explain()
+    }
+}
+
+/// The versions of a recording. Exit status 0 promises the last one.
+pub fn learn(
+    trace: &mut Trace,
+    prepared: &Prepared,
+    state: &StateFiles,
+    ended: bool,
+) -> Result<History> {
+    let is_state = |path: &Path| state.contains(path);
+    let mut history = History::learn(trace, &prepared.before, &is_state)
+        .map_err(|NotModelled(why)| Error::internal(why))?;
+    if ended {
+        trace.acks.push(trace.ops.len());
+        history.owed.push(history.last());
+    }
+    Ok(history)
+}
+
+/// The crash state of an outcome.
+#[must_use]
+pub fn state_of(outcome: &Outcome) -> &CrashState {
+    match &outcome.fault {
+        Fault::PowerLoss(loss) => &loss.state,
+        _ => &NOTHING,
+    }
+}
+
+/// The state of a disk to which nothing was written.
+static NOTHING: CrashState =
+    CrashState { barrier: 0, moment: 0, steps: Vec::new(), changes: Vec::new(), stale: false };
+
+/// Files that are no state and that a load may look at: whatever has a name at some moment and is not
+/// just renamed to another. Who has no load that can be asked looks at nothing else.
+fn companions(prepared: &Prepared, trace: &Trace, state: &BTreeSet<&PathBuf>) -> Vec<PathBuf> {
+    let asks = match &prepared.kind {
+        Kind::BuiltIn(subject) => {
+            return subject.strategy.companions().iter().map(PathBuf::from).collect();
+        }
+        Kind::Command(learned) => {
+            learned.command.check.is_some() || learned.command.recover.is_some()
+        }
+        Kind::Recorded(_) => false,
+    };
+    if !asks {
+        return Vec::new();
+    }
+    let mut named: BTreeSet<PathBuf> = prepared.before.paths().map(Path::to_owned).collect();
+    let mut passing = BTreeSet::new();
+    for op in trace.ops.iter().filter(|op| op.succeeded()) {
+        match &op.effect {
+            Effect::Open { path, create: true, .. } | Effect::Symlink { path, .. } => {
+                named.insert(path.clone());
+            }
+            Effect::Rename { from, to, .. } => {
+                passing.insert(from.clone());
+                named.insert(to.clone());
+            }
+            Effect::Link { to, .. } => {
+                named.insert(to.clone());
+            }
+            _ => {}
+        }
+    }
+    let counts =
+        |path: &PathBuf| !state.contains(path) && !passing.contains(path) && path.is_relative();
+    named.into_iter().filter(counts).collect()
+}
+
+/// A crash state, derived again from another recording of the same subject.
+pub struct Again {
+    /// The directory.
+    pub left: Left,
+    /// The facts.
+    pub outcome: Outcome,
+    /// The versions of this recording.
+    pub history: History,
+    /// Why it breaks a promise.
+    pub explanation: Option<Explanation>,
+}
+
+/// Derives a crash state again.
+pub fn again(
+    prepared: &Prepared,
+    loss: &PowerLoss,
+    broken: Option<ViolationKind>,
+) -> Result<Again> {
+    let recording = Recording::new(prepared)?;
+    let profile = Profile::find(&loss.profile)?;
+    let lowered = lower(&recording.trace, &prepared.before, &profile.flags)
+        .map_err(|NotModelled(why)| Error::baseline(format!("the model does not know {why}")))?;
+    if !loss.state.fits(&lowered) {
+        return Err(Error::usage("the program makes other calls than when this was found")
+            .help("run the scenario anew"));
+    }
+    let acks = lowered.acks_at(Time(loss.state.moment));
+    let outcome = recording.outcome(&lowered, &profile.name, loss.state.clone(), acks);
+    let explanation = broken.map(|kind| recording.explain(&lowered, &outcome, kind));
+    let left = Left {
+        directory: loss.state.directory(&lowered),
+        survivor: outcome.survivor.clone(),
+        acks: outcome.acks,
+    };
+    Ok(Again { left, outcome, history: recording.history, explanation })
+}

@@ -30,8 +30,8 @@ pub struct Listed {
 /// What the state files are to hold: bytes, and for each whether it is the same in every run.
 type Expected = BTreeMap<PathBuf, (Vec<u8>, Vec<bool>)>;
 
-/// Of so many places, this share may be such that break a promise.
-const BROKEN_SHARE: (usize, usize) = (4, 5);
+/// One of so many places is such that breaks no promise, if others do.
+const SOUND_SHARE: usize = 5;
 
 impl Listed {
     /// Chooses about `count` places of a recording, those that break a promise first.
@@ -44,10 +44,15 @@ impl Listed {
     ) -> std::result::Result<Self, NotModelled> {
         let (broken, sound): (Vec<&Place>, Vec<&Place>) =
             exhausted.places.iter().partition(|place| !place.broken.is_empty());
-        let most = if sound.is_empty() { count } else { count * BROKEN_SHARE.0 / BROKEN_SHARE.1 };
         let mut random = ChaCha8Rng::seed_from_u64(seed.0);
-        let mut strikes = chosen(&broken, most, &prepared.trace, &mut random);
-        strikes.extend(chosen(&sound, count - strikes.len(), &prepared.trace, &mut random));
+        let most = if broken.is_empty() { count } else { count.div_ceil(SOUND_SHARE) };
+        let some_sound = chosen(&sound, most, &prepared.trace, &mut random);
+        let mut strikes = chosen(&broken, count - some_sound.len(), &prepared.trace, &mut random);
+        if strikes.len() + some_sound.len() < count {
+            strikes.extend(chosen(&sound, count - strikes.len(), &prepared.trace, &mut random));
+        } else {
+            strikes.extend(some_sound);
+        }
         let mut listed = Self::default();
         for strike in strikes {
             listed.expected.push(expected(prepared, twin, &strike)?);

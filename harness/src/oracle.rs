@@ -306,6 +306,12 @@ fn check(check: &Check) -> Option<Violation> {
     check.complaint.clone().map(|detail| Violation { kind, detail })
 }
 
+/// What is said of a load that fell back to the default state.
+#[must_use]
+pub fn reset_detail(owed: usize) -> String {
+    format!("the load fell back to the default state, version {owed} is owed")
+}
+
 fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violation> {
     let violation = |kind, detail: String| Violation { kind, detail };
     let recovery = &outcome.recovery;
@@ -314,8 +320,7 @@ fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violation>
         Load::NotTried | Load::Loaded => {}
         Load::Default if history.versions[owed].is_empty() => {}
         Load::Default => {
-            let detail = format!("the load fell back to the default state, version {owed} is owed");
-            found.push(violation(ViolationKind::Reset, detail));
+            found.push(violation(ViolationKind::Reset, reset_detail(owed)));
         }
         Load::Failed(why) => found.push(violation(ViolationKind::RecoveryFailed, why.clone())),
         Load::Hung => {

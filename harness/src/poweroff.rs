@@ -290,7 +290,7 @@ impl Case<'_> {
                 let acks = lowered.acks_at(moment);
                 let outcome = self.recording.outcome(lowered, &profile.name, state, acks);
                 looked_at += outcome.survivor.size() + 64;
-                let violations = self.violations(&outcome, owing.owed, reacted);
+                let violations = self.violations(&outcome, reacted);
                 let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
                 tally.enter(&kinds, owing.states);
                 let Some(first) = violations.first() else { continue };
@@ -330,8 +330,9 @@ impl Case<'_> {
     }
 
     /// What a crash state breaks, by its bytes and by what the subject made of it.
-    fn violations(&self, outcome: &Outcome, owed: usize, reacted: &[Violation]) -> Vec<Violation> {
+    fn violations(&self, outcome: &Outcome, reacted: &[Violation]) -> Vec<Violation> {
         let (promises, history) = (&self.request.promises, &self.recording.history);
+        let owed = oracle::owed(outcome, history);
         let mut violations = match oracle::judge(outcome, history, promises) {
             Verdict::Violated(violations) => violations,
             Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
@@ -344,6 +345,12 @@ impl Case<'_> {
                 && !(nothing && violation.kind == ViolationKind::Reset)
         };
         violations.extend(reacted.iter().filter(counts).cloned());
+        for violation in &mut violations {
+            // The subject was shown the survivor once, whatever is owed in each state.
+            if violation.kind == ViolationKind::Reset {
+                violation.detail = oracle::reset_detail(owed);
+            }
+        }
         violations
     }
 

@@ -95,7 +95,7 @@ fn full_disk(c: &mut Criterion) {
     let lab = Lab::new(None).expect("there is a place for trials");
     process::pin_to_cpu(0).expect("the bench may use a CPU");
     let strategy = "atomic".to_owned();
-    let built_in = Subject::BuiltIn { strategy, saves: 2, state_bytes: 8192, growth_bytes: 6000 };
+    let built_in = Subject::built_in(&strategy, 2, 8192, 6000);
     let native = compile(lab.path());
     kills(c, "built-in", &built_in, &lab);
     if let Some(native) = &native {

@@ -381,6 +381,7 @@ mod tests {
             acks: 0,
             verdict: if struck { Brief::Pass } else { Brief::Inconclusive(Why::NotReached) },
             leftovers: false,
+            reactions: Vec::new(),
             evidence: None,
         }
     }

@@ -42,6 +42,15 @@ pub enum Subject {
     },
 }
 
+impl Subject {
+    /// A built-in strategy that replaces a state of so many bytes so often.
+    #[must_use]
+    pub fn built_in(strategy: &str, saves: u64, state_bytes: usize, growth_bytes: usize) -> Self {
+        let strategy = strategy.to_owned();
+        Self::BuiltIn { strategy, saves, state_bytes, growth_bytes, first_save: false }
+    }
+}
+
 /// A program and what is known about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {

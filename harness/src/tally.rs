@@ -204,6 +204,7 @@ mod tests {
             acks: 0,
             verdict,
             leftovers: false,
+            reactions: Vec::new(),
             evidence: None,
         }
     }

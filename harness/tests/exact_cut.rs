@@ -18,7 +18,7 @@ use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
 
-const OFFSETS: u64 = 200;
+const OFFSETS: u64 = 100;
 
 /// What the model says is left when the run of `trace` is struck.
 fn implied(before: &Files, trace: &Trace, strike: &Strike) -> Files {
@@ -112,8 +112,7 @@ fn main() {
 fn of_every_built_in_strategy() {
     for strategy in crashtest_targets::Strategy::ALL {
         for state_bytes in [1024, 20_000] {
-            let strategy = strategy.name().to_owned();
-            check(&Subject::BuiltIn { strategy, saves: 2, state_bytes, growth_bytes: 0 });
+            check(&Subject::built_in(strategy.name(), 2, state_bytes, 0));
         }
     }
 }

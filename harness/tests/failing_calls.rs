@@ -178,7 +178,7 @@ fn the_second_failure_strikes_in_what_follows_the_first() {
 fn built_ins_are_told_the_same() {
     let lab = Lab::new(None).unwrap();
     let strategy = "durable".to_owned();
-    let subject = Subject::BuiltIn { strategy, saves: 2, state_bytes: 4096, growth_bytes: 0 };
+    let subject = Subject::built_in(&strategy, 2, 4096, 0);
     let prepared = prepared(&subject, &lab, Depth::Two);
     let Planner::Swept(lanes) = &prepared.planner else { panic!() };
     let mut injector = inject::for_subject(&prepared, &lab.room(0).unwrap(), None).unwrap();

@@ -9,7 +9,7 @@ use crashtest::model::{Files, Node};
 use crashtest::op::{ByteOffset, Call, Effect, Op, Trace};
 use crashtest::outcome::{Content as Bytes, Survivor};
 use crashtest::power::lower::lower;
-use crashtest::power::profile::{EMBEDDED, Names, Profile, Pushes};
+use crashtest::power::profile::{EMBEDDED, Profile, Pushes};
 use crashtest::power::walk::{Complete, Go, Seen, Walk};
 use crashtest::power::{Content, Ino, Kind, Lowered, StepChange, Time};
 use rand::{RngExt, SeedableRng};

@@ -164,7 +164,8 @@ impl Lowering<'_> {
     fn entries_of(&mut self, directory: Ino) {
         let progress = &mut self.forced.inodes[directory.0 as usize];
         let from = std::mem::replace(&mut progress.touched, progress.touched_by.len());
-        for step in progress.touched_by[from..].to_vec() {
+        let steps = progress.touched_by[from..].to_vec();
+        for step in steps {
             let StepChange::Names(changes) = &self.lowered.steps[step as usize].change else {
                 continue;
             };

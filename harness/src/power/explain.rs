@@ -357,7 +357,7 @@ impl Broken<'_> {
             _ => false,
         };
         let names = lost.steps.iter().filter(|(_, step)| *step == Step::Names);
-        let naming = names.map(|(op, _)| *op).filter(names_state).last();
+        let naming = names.map(|(op, _)| *op).rfind(names_state);
         let save = self
             .lowered
             .trace

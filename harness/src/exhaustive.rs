@@ -314,7 +314,7 @@ impl<'a> All<'a> {
         let mut open = vec![(first, last)];
         while let Some((first, last)) = open.pop() {
             let (one, other) = (self.look(&at(first), acks), self.look(&at(last), acks));
-            let enough = self.looked_at > LOOKED_AT_MAX || last - first < 2;
+            let enough = self.looked_at > LOOKED_AT_MAX;
             if one == other || enough {
                 self.stretch(at(first), last - first + 1, one, natural(first, last));
             } else {

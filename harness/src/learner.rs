@@ -97,10 +97,12 @@ impl<'a> Learner<'a> {
             }
         };
         self.note_begun(op.effect.path());
+        let moments = self.moments.len();
         if published {
             self.refresh(Why::Renamed);
         }
-        let finished = self.follow_open(&op.effect);
+        let fresh = self.moments.len() > moments;
+        let finished = self.follow_open(&op.effect, fresh);
         if let Effect::Close { path } = &op.effect
             && self.names_state(path)
         {
@@ -118,22 +120,22 @@ impl<'a> Learner<'a> {
 
     /// Follows which files are open. One that gets its name while it is open, and is written after
     /// that, was no version when it got it: what it holds when it is closed is. Says whether this is
-    /// the close of such a file.
-    fn follow_open(&mut self, effect: &Effect) -> bool {
+    /// the close of such a file; `fresh` says whether this op has made a new moment.
+    fn follow_open(&mut self, effect: &Effect, fresh: bool) -> bool {
         match effect {
             Effect::Open { path, .. } => *self.open.entry(path.clone()).or_default() += 1,
             Effect::Rename { from, to, exchange: false } => {
                 self.unfinished.remove(to);
                 let count = self.open.remove(from).unwrap_or(0);
                 self.open.insert(to.clone(), count);
-                if count > 0 {
+                if count > 0 && fresh {
                     self.unfinished.insert(to.clone(), self.moments.len() - 1);
                 }
             }
             Effect::Write { path, .. } => {
                 if let Some(moment) = self.unfinished.get(path)
                     && *moment > 0
-                    && !self.acked.contains(moment)
+                    && self.acked.binary_search(moment).is_err()
                 {
                     self.moments[*moment].deliberate = false;
                     self.moments[*moment].torn = true;

@@ -364,7 +364,8 @@ impl Case<'_> {
         owed_by_acks: &[usize],
     ) -> Time {
         let start = Time(owing.first.moment);
-        let Some(version) = version else { return start };
+        // A whole state breaks what it breaks by what is made of it, and not by what is owed.
+        let Some(version) = version.filter(|version| *version < owing.owed) else { return start };
         let ack = owed_by_acks.partition_point(|owed| *owed <= version).checked_sub(1);
         let ops = ack.and_then(|ack| lowered.trace.acks.get(ack));
         ops.map_or(start, |ops| start.max(Time::after_ops(*ops)))
@@ -396,6 +397,7 @@ impl Case<'_> {
             violations: violations.clone(),
             exit: outcome.exit,
             steps: Vec::new(),
+            seed: self.request.seed.0,
             explanation: Some(explanation.clone()),
         };
         directory.keep(&kept, &outcome)?;

@@ -231,6 +231,9 @@ impl Recording {
             let place = format!("{file}:{}", index + 1);
             let parsed: Line = serde_json::from_slice(line)
                 .map_err(|error| not_a_line(&place, index, line.last() == Some(&b'\n'), &error))?;
+            if line.last() != Some(&b'\n') {
+                return Err(damaged(&place, "it was cut short"));
+            }
             if reader.ended {
                 return Err(damaged(&place, "there is more after the end"));
             }
@@ -312,8 +315,9 @@ impl Reader {
                 self.trace.ops.push(Op { call, nth, effect, result, thread, flags });
             }
             Line::Ack { after_ops, said, .. } => {
-                if after_ops > self.trace.ops.len() {
-                    return Err(damaged(place, "this ack is for ops that did not come yet"));
+                let before = self.trace.acks.last().copied().unwrap_or(0);
+                if after_ops > self.trace.ops.len() || after_ops < before {
+                    return Err(damaged(place, "this ack is not at its place"));
                 }
                 self.trace.acks.push(after_ops);
                 self.trace.said.extend(said);
@@ -376,8 +380,10 @@ fn effect_of(what: What, content: impl Fn(&str) -> Result<Vec<u8>>) -> Result<Ef
             Effect::Open { path: path.into(), create, truncate }
         }
         What::Close { path } => Effect::Close { path: path.into() },
-        What::Write { path, offset, content: hash, .. } => {
-            Effect::Write { path: path.into(), offset: ByteOffset(offset), data: content(&hash)? }
+        What::Write { path, offset, bytes, content: hash } => {
+            let mut data = content(&hash)?;
+            data.truncate(bytes);
+            Effect::Write { path: path.into(), offset: ByteOffset(offset), data }
         }
         What::Truncate { path, length } => {
             Effect::Truncate { path: path.into(), length: ByteOffset(length) }

@@ -157,7 +157,7 @@ fn power(
         (outcome.checks, outcome.recovery) = injector.confront(&left)?;
         let passed = oracle::judge(&outcome, &history, &kept.promises) == Verdict::Pass;
         if passed && kept.reach.depth == Depth::Two {
-            again = second::recovery(&mut *injector, &prepared, &left, &loss.profile, 0)?;
+            again = second::recovery(&mut *injector, &prepared, &left, &loss.profile, kept.seed)?;
         }
     }
     let verdict = match again.is_empty() {

@@ -109,6 +109,9 @@ pub struct Kept {
     pub exit: Exit,
     /// What it did from the strike on.
     pub steps: Vec<Step>,
+    /// What drew what was drawn.
+    #[serde(default)]
+    pub seed: u64,
     /// Why it broke, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,

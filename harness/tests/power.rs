@@ -9,7 +9,7 @@ use crashtest::model::{Files, Node};
 use crashtest::op::{ByteOffset, Call, Effect, Op, Trace};
 use crashtest::outcome::{Content as Bytes, Survivor};
 use crashtest::power::lower::lower;
-use crashtest::power::profile::{EMBEDDED, Profile, Pushes};
+use crashtest::power::profile::{EMBEDDED, Names, Profile, Pushes};
 use crashtest::power::walk::{Complete, Go, Seen, Walk};
 use crashtest::power::{Content, Ino, Kind, Lowered, StepChange, Time};
 use rand::{RngExt, SeedableRng};
@@ -62,6 +62,9 @@ impl<'a> Reference<'a> {
             Micro::Step(index) => {
                 let step = &self.lowered.steps[index as usize];
                 let mut needs: Vec<_> = step.needs.iter().map(|need| Micro::Step(*need)).collect();
+                if self.lowered.flags.names == Names::InOrder {
+                    needs.extend((0..index).map(Micro::Step));
+                }
                 for (ino, inode) in self.lowered.inodes.iter().enumerate() {
                     for (change, found) in inode.changes.iter().enumerate() {
                         let is_size = matches!(found.what, Content::Size(_));
@@ -81,7 +84,9 @@ impl<'a> Reference<'a> {
             Micro::Change(ino, index) => {
                 let change = &self.lowered.inodes[ino as usize].changes[index as usize];
                 let own = change.needs.iter().map(|need| Micro::Change(ino, *need));
-                let steps = change.resize.into_iter().chain(change.commit).map(Micro::Step);
+                // All of the journal up to there.
+                let journal = change.commit.map_or(0, |step| step + 1);
+                let steps = change.resize.into_iter().chain(0..journal).map(Micro::Step);
                 own.chain(steps).collect()
             }
         }

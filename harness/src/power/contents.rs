@@ -73,6 +73,8 @@ pub struct Cache {
 pub struct Choice<'a> {
     /// What is in the set of steps.
     pub has_step: &'a dyn Fn(u32) -> bool,
+    /// Where names are kept in order: the first step that is not in the set.
+    pub first_missing: u32,
     /// What is forced at or before this is in.
     pub barrier: Time,
     /// What happened at or after this is not.
@@ -447,7 +449,7 @@ impl<'a> Free<'a> {
             } else {
                 let has = |step: Option<u32>| step.is_none_or(|step| (choice.has_step)(step));
                 let possible = has(change.resize)
-                    && has(change.commit)
+                    && change.commit.is_none_or(|step| step < choice.first_missing)
                     && open.iter().all(|need| unmet[*need].is_some());
                 if possible {
                     unmet[index - from] = Some(super::lower::count(open.len()));

@@ -171,7 +171,7 @@ impl<'a> Lowering<'a> {
             return Ok(());
         }
         match &op.effect {
-            Effect::Open { path, create, truncate } => self.open(path, *create, *truncate),
+            Effect::Open { path, create, truncate } => self.open(path, *create, *truncate)?,
             Effect::Close { path } => self.close(path),
             Effect::Write { path, offset, data } => {
                 let ino = self.file(path)?;
@@ -180,7 +180,7 @@ impl<'a> Lowering<'a> {
             }
             Effect::Truncate { path, length } => {
                 let ino = self.file(path)?;
-                self.resize(ino, length.0);
+                self.resize(ino, length.0)?;
             }
             Effect::Fallocate { path, mode, offset, length } => {
                 let ino = self.file(path)?;
@@ -233,11 +233,11 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn open(&mut self, path: &Path, create: bool, truncate: bool) {
+    fn open(&mut self, path: &Path, create: bool, truncate: bool) -> Result<(), NotModelled> {
         let is_nameless = path.as_os_str().as_encoded_bytes().ends_with(b" (deleted)");
         match self.find(path) {
             Some(ino) if truncate && self.lowered.inode(ino).kind == Kind::File => {
-                self.resize(ino, 0);
+                self.resize(ino, 0)?;
             }
             Some(_) => {}
             None if create => {
@@ -251,6 +251,7 @@ impl<'a> Lowering<'a> {
             }
             None => {}
         }
+        Ok(())
     }
 
     /// Changes names, in one step.
@@ -321,15 +322,21 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn resize(&mut self, ino: Ino, length: u64) {
+    fn resize(&mut self, ino: Ino, length: u64) -> Result<(), NotModelled> {
+        let bytes = in_memory(length)?;
         let old = self.cache[ino.0 as usize].len() as u64;
         if length == old {
-            return;
+            return Ok(());
         }
         let step = self.next_step();
         let inode = &mut self.lowered.inodes[ino.0 as usize];
         let mut needs = inode.resizes.last().copied().into_iter().collect();
         inode.resizes.push(step);
+        if length < old {
+            // A later cut to less makes an earlier one of no account.
+            inode.cuts.retain(|(kept, _)| *kept < length);
+            inode.cuts.push((length, step));
+        }
         inode.cut_to_nothing |= length == 0;
         if self.flags.names == Names::InOrder {
             needs = self.needs_of_step();
@@ -337,8 +344,8 @@ impl<'a> Lowering<'a> {
         self.forced.touch(ino, step);
         let resize = StepChange::Resize { ino, length, cuts: length < old };
         self.push_step(needs, resize, None);
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        self.cache[ino.0 as usize].resize(length, 0);
+        self.cache[ino.0 as usize].resize(bytes, 0);
+        Ok(())
     }
 
     fn fallocate(
@@ -360,7 +367,7 @@ impl<'a> Lowering<'a> {
             other => return Err(NotModelled(format!("fallocate with mode {other:#x}"))),
         }
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > size {
-            self.resize(ino, end);
+            self.resize(ino, end)?;
         }
         Ok(())
     }
@@ -370,10 +377,8 @@ impl<'a> Lowering<'a> {
             return Ok(());
         }
         let (index, block_bytes) = (ino.0 as usize, self.lowered.block_bytes);
-        let (old, end) = (self.cache[index].len() as u64, offset + data.len() as u64);
-        let too_large = || NotModelled("a file of more than 4 GiB".to_owned());
-        let length = usize::try_from(end).ok().filter(|end| *end < u32::MAX as usize);
-        let length = length.ok_or_else(too_large)?;
+        let (old, end) = (self.cache[index].len() as u64, offset.saturating_add(data.len() as u64));
+        let length = in_memory(end)?;
         if end > old {
             self.cache[index].resize(length, 0);
         }
@@ -405,17 +410,16 @@ impl<'a> Lowering<'a> {
         let lane_index = inode.lane(block);
         let block_start = block * self.lowered.block_bytes;
         // What of this block was cut off since its last write: its fingerprint starts anew.
-        let cut = inode.resizes.iter().rev().map(|step| &self.lowered.steps[*step as usize]);
+        let block_end = block_start + self.lowered.block_bytes;
         let since = inode.lanes[lane_index].pieces.last().map(|piece| piece.time);
-        let cut = cut
-            .take_while(|step| since.is_none_or(|since| step.time > since))
-            .filter_map(|step| match step.change {
-                StepChange::Resize { length, cuts: true, .. } => Some(length),
-                _ => None,
+        let cut = inode.cuts[..inode.cuts.partition_point(|(length, _)| *length < block_end)]
+            .iter()
+            .find(|(_, step)| {
+                since.is_none_or(|since| self.lowered.steps[*step as usize].time > since)
             })
-            .min();
+            .map(|(length, _)| *length);
         let whole_cut = cut.is_some_and(|length| length <= block_start);
-        let cuts_here = cut.is_some_and(|length| length < block_start + self.lowered.block_bytes);
+        let cuts_here = cut.is_some();
         let lane = &mut inode.lanes[lane_index];
         let sum = if cuts_here {
             let stop = (block_start + self.lowered.block_bytes)
@@ -475,17 +479,27 @@ impl<'a> Lowering<'a> {
             Content::Size(_) => in_order,
             Content::Data { .. } => in_order && self.flags.overwrite == Overwrite::CopyOnWrite,
         };
-        let (steps, now) = (&self.lowered.steps, self.now);
+        let now = self.now;
         let inode = &mut self.lowered.inodes[ino.0 as usize];
-        // A write that made its file, or cut it, in the same op does not occur: all steps are older.
-        let resize = inode.resizes.last().copied();
-        debug_assert!(resize.is_none_or(|step| steps[step as usize].time <= now));
+        let resize = match what {
+            Content::Size(_) => inode.resizes.last().copied(),
+            Content::Data { lane, .. } => {
+                let end = (inode.lanes[lane as usize].block + 1) * inode.block_bytes;
+                inode.last_cut_before(end)
+            }
+        };
         if let Content::Size(_) = what {
             inode.last_size = Some(count(inode.changes.len()));
         }
         let commit = if committed { last_step } else { None };
         inode.changes.push(Change { time: now, forced: NEVER, what, needs, resize, commit });
     }
+}
+
+/// A length of which the model can hold the bytes.
+fn in_memory(length: u64) -> Result<usize, NotModelled> {
+    let fits = usize::try_from(length).ok().filter(|length| *length < 1 << 30);
+    fits.ok_or_else(|| NotModelled("a file of more than 1 GiB".to_owned()))
 }
 
 /// Indices of one recording: the harness keeps far fewer than 2^32 ops and bytes.
@@ -502,6 +516,7 @@ impl Inode {
             lane_of_block: HashMap::new(),
             changes: Vec::new(),
             resizes: Vec::new(),
+            cuts: Vec::new(),
             last_size: None,
             cut_to_nothing: false,
             block_bytes,
@@ -511,6 +526,12 @@ impl Inode {
             inode.lane(block);
         }
         inode
+    }
+
+    /// The last step that cut something off before this place.
+    fn last_cut_before(&self, end: u64) -> Option<u32> {
+        let cuts = self.cuts.partition_point(|(length, _)| *length < end);
+        cuts.checked_sub(1).map(|last| self.cuts[last].1)
     }
 
     /// The lane of a block, made if need be.

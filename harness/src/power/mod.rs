@@ -39,10 +39,10 @@
 //!   everywhere: one block is written in the order of its changes.
 //! - Size needs the Size and the Resize before it; and if size comes *after-data*, the Data of its
 //!   own op. (So, by the Sizes before, that of all earlier growth.)
-//! - Steps need the step before, where names are *in-order*, since there is one journal. In
+//! - Steps need all steps before them, where names are *in-order*, since there is one journal. In
 //!   *any-order*, a step needs only those that changed the same entries or the same length.
-//! - Where names are in order, Size needs the last step before it: the space that new bytes take is
-//!   in the same journal, later. On a *copy-on-write* file system that is true of all Data.
+//! - Where names are in order, Size needs all steps before it: the space that new bytes take is in
+//!   the same journal, later. On a *copy-on-write* file system that is true of all Data.
 //! - A rename over an existing file, or the close of one that was cut to nothing, needs the Sizes
 //!   of the file (*allocates*), or its Data, too (*waits*). Where a *commit waits for data*, every
 //!   step needs all Data and Size before it.
@@ -214,6 +214,8 @@ pub struct Inode {
     pub changes: Vec<Change>,
     /// The steps that set its length.
     pub resizes: Vec<u32>,
+    /// The cuts that are of account: to what length, and the step; the shortest, and oldest, first.
+    cuts: Vec<(u64, u32)>,
     /// The last change of its size.
     last_size: Option<u32>,
     /// Whether it was cut to nothing and not closed since.

@@ -52,6 +52,7 @@ impl Walk<'_> {
                 if set > 0 {
                     undo.push(self.choose(&order.choices[set - 1]));
                 }
+                self.first_missing = order.missing_after(set.checked_sub(1));
                 let ends = set == 0 || set == count;
                 if ends || set % stride == seed as usize % stride {
                     self.thorough = Thorough::Sample(random.random());
@@ -66,6 +67,7 @@ impl Walk<'_> {
             if self.lowered.flags.names == Names::InOrder {
                 continue;
             }
+            self.first_missing = u32::MAX;
             for set in drawn_sets(count, &mut random) {
                 self.thorough = Thorough::Sample(random.random());
                 let undo: Vec<_> = order

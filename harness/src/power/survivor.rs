@@ -139,10 +139,15 @@ impl CrashState {
     /// This state with all changes of one inode that had happened and can be there.
     fn with_all_of(&self, lowered: &Lowered, ino: Ino) -> Self {
         let has = |step: Option<u32>| step.is_none_or(|step| self.has_step(lowered, step));
+        let steps = 0..super::lower::count(lowered.steps.len());
+        let missing = steps.clone().find(|step| !self.has_step(lowered, *step));
+        let committed = |step: Option<u32>| {
+            step.is_none_or(|step| missing.is_none_or(|missing| step < missing))
+        };
         let changes = lowered.inode(ino).changes.iter().enumerate();
         let chosen = changes
             .filter(|(_, change)| change.time < Time(self.moment))
-            .filter(|(_, change)| has(change.resize) && has(change.commit))
+            .filter(|(_, change)| has(change.resize) && committed(change.commit))
             .map(|(index, _)| super::lower::count(index))
             .collect();
         let mut state = self.clone();

@@ -1,6 +1,6 @@
 //! Every crash state of a recording: epoch by epoch, set of steps by set of steps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::contents::{At, Cache, Choice, Tree, View, later};
@@ -89,6 +89,8 @@ pub struct Walk<'a> {
     /// The steps that are in the set and not forced, in their order.
     pub(super) chosen: Vec<u32>,
     is_chosen: Vec<bool>,
+    /// Where names are kept in order: the first step that is neither forced nor chosen.
+    pub(super) first_missing: u32,
     /// What the chosen steps push before them, by inode.
     pushed: HashMap<Ino, Vec<(Time, Time)>>,
     /// How many contents of one inode there may be.
@@ -146,6 +148,7 @@ impl<'a> Walk<'a> {
             forced: HashMap::new(),
             chosen: Vec::new(),
             is_chosen: vec![false; lowered.steps.len()],
+            first_missing: u32::MAX,
             pushed: HashMap::new(),
             nodes_max: usize::MAX,
             thorough: Thorough::All,
@@ -202,6 +205,7 @@ impl<'a> Walk<'a> {
         let mut unmet = order.unmet.clone();
         let first: Vec<usize> =
             (0..order.choices.len()).filter(|index| unmet[*index] == 0).collect();
+        self.first_missing = order.missing_after(None);
         if self.contents(epoch, visit) == Complete::No {
             return Complete::No;
         }
@@ -226,6 +230,7 @@ impl<'a> Walk<'a> {
                 }
             }
             way.push((open, 0, undo, choice));
+            self.first_missing = order.missing_after(Some(choice));
             if self.contents(epoch, visit) == Complete::No {
                 while let Some((_, _, undo, _)) = way.pop() {
                     self.take_back(undo);
@@ -285,7 +290,12 @@ impl<'a> Walk<'a> {
             .collect();
         files.sort_unstable();
         files.dedup();
+        let all = self.nodes_max;
+        if let Thorough::Sample(_) = self.thorough {
+            self.nodes_max = root(all, files.len());
+        }
         let trees: Vec<Tree> = files.iter().map(|ino| self.tree(epoch, *ino)).collect();
+        self.nodes_max = all;
         if trees.iter().any(|tree| !tree.complete) {
             return Complete::No;
         }
@@ -303,6 +313,7 @@ impl<'a> Walk<'a> {
         let has_step = |step: u32| {
             is_chosen[step as usize] || lowered.steps[step as usize].forced <= epoch.barrier
         };
+        let first_missing = self.first_missing;
         let nothing = (Time(0), Time(0));
         let mut pushed =
             self.pushed.get(&ino).and_then(|pushed| pushed.last()).copied().unwrap_or(nothing);
@@ -311,8 +322,9 @@ impl<'a> Walk<'a> {
             let last = last.map(|step| lowered.steps[*step as usize].time);
             pushed = last.map_or(pushed, |time| later(pushed, Pushes::Waits, time));
         }
+        let barrier = epoch.barrier;
         let choice =
-            Choice { has_step: &has_step, barrier: epoch.barrier, until: epoch.last, pushed };
+            Choice { has_step: &has_step, first_missing, barrier, until: epoch.last, pushed };
         let forced = self.forced.entry(ino).or_insert_with(|| Forced::new(at));
         let (view, free, cache) = (&forced.view, forced.first_free, &mut self.cache);
         match self.thorough {
@@ -380,43 +392,73 @@ pub(super) struct Order {
     pub(super) choices: Vec<Vec<u32>>,
     unmet: Vec<u32>,
     pub(super) needed_by: Vec<Vec<usize>>,
+    in_order: bool,
 }
 
 impl Order {
     pub(super) fn of(lowered: &Lowered, free: &[u32], relevant: &[bool]) -> Self {
         let in_order = lowered.flags.names == super::profile::Names::InOrder;
-        let mut order =
-            Self { choices: Vec::new(), unmet: Vec::new(), needed_by: Vec::<Vec<usize>>::new() };
-        // For each free step: the choices that it needs, and the steps that come along.
-        let mut known: HashMap<u32, (Vec<usize>, Vec<u32>)> = HashMap::new();
-        for step in free {
-            let (mut needs, mut along) = (Vec::<usize>::new(), Vec::new());
-            for need in &lowered.steps[*step as usize].needs {
-                if let Some((further, with)) = known.get(need) {
-                    needs.extend(further);
-                    along.extend(with);
+        let (choices, unmet, needed_by) = (Vec::new(), Vec::new(), Vec::new());
+        let mut order = Self { choices, unmet, needed_by, in_order };
+        if in_order {
+            // One journal: what comes later needs all that came before, forced steps between or not.
+            for step in free {
+                let before = order.choices.len().checked_sub(1);
+                order.add(before.into_iter().collect(), vec![*step]);
+            }
+            return order;
+        }
+        let choice_of: HashMap<u32, usize> = free
+            .iter()
+            .filter(|step| relevant[**step as usize])
+            .enumerate()
+            .map(|(choice, step)| (*step, choice))
+            .collect();
+        let is_free: HashSet<u32> = free.iter().copied().collect();
+        for step in free.iter().filter(|step| relevant[**step as usize]) {
+            let (mut needs, mut along, mut seen) = (Vec::new(), vec![*step], HashSet::new());
+            let mut open = lowered.steps[*step as usize].needs.clone();
+            while let Some(need) = open.pop() {
+                if !is_free.contains(&need) || !seen.insert(need) {
+                    continue;
+                }
+                if let Some(choice) = choice_of.get(&need) {
+                    needs.push(*choice);
+                } else {
+                    along.push(need);
+                    open.extend(&lowered.steps[need as usize].needs);
                 }
             }
-            along.push(*step);
-            needs.sort_unstable();
-            needs.dedup();
-            if in_order || relevant[*step as usize] {
-                let choice = order.choices.len();
-                order.unmet.push(super::lower::count(needs.len()));
-                for need in &needs {
-                    order.needed_by[*need].push(choice);
-                }
-                order.needed_by.push(Vec::new());
-                along.sort_unstable();
-                along.dedup();
-                order.choices.push(along);
-                known.insert(*step, (vec![choice], Vec::new()));
-            } else {
-                known.insert(*step, (needs, along));
-            }
+            along.sort_unstable();
+            order.add(needs, along);
         }
         order
     }
+
+    fn add(&mut self, needs: Vec<usize>, along: Vec<u32>) {
+        self.unmet.push(super::lower::count(needs.len()));
+        for need in needs {
+            self.needed_by[need].push(self.choices.len());
+        }
+        self.needed_by.push(Vec::new());
+        self.choices.push(along);
+    }
+
+    /// The first step that is missing when this is the last choice, where names are kept in order.
+    pub(super) fn missing_after(&self, last: Option<usize>) -> u32 {
+        let next = self.choices.get(last.map_or(0, |last| last + 1));
+        next.filter(|_| self.in_order).map_or(u32::MAX, |step| step[0])
+    }
+}
+
+/// How many contents each of so many files may have, so that there are about `all` combinations.
+fn root(all: usize, files: usize) -> usize {
+    let power = |least: usize| (0..files).fold(1_usize, |all, _| all.saturating_mul(least));
+    let mut least = 2;
+    while files > 1 && power(least + 1) <= all {
+        least += 1;
+    }
+    if files > 1 { least } else { all }
 }
 
 /// All combinations of the contents of several inodes.

@@ -382,6 +382,7 @@ mod tests {
             verdict: if struck { Brief::Pass } else { Brief::Inconclusive(Why::NotReached) },
             leftovers: false,
             reactions: Vec::new(),
+            unknown: None,
             evidence: None,
         }
     }

@@ -169,8 +169,8 @@ fn unbroken(
     hesitates: Hesitates,
 ) -> Result<Unbroken> {
     runner.reset()?;
-    let mut before = initial(&runner.survivor(&everything()?)?);
     let scope = runner.scope.clone();
+    let mut before = initial(&runner.survivor(&everything()?)?, &scope.root);
     let pattern = command.ack.as_deref().map(runner::ack_pattern).transpose()?;
     let limits = command.limits;
     let counter = AckCounter::new(pattern);
@@ -303,10 +303,12 @@ fn everything() -> Result<StateFiles> {
     StateFiles::given(&["**".to_owned()])
 }
 
-fn initial(survivor: &Survivor) -> Files {
+fn initial(survivor: &Survivor, root: &Path) -> Files {
     let mut files = Files::default();
     for (path, content) in &survivor.files {
-        if let Content::Bytes(bytes) = content {
+        if let Ok(target) = std::fs::read_link(root.join(path)) {
+            files.insert(path.clone(), Node::Symlink(target));
+        } else if let Content::Bytes(bytes) = content {
             files.insert(path.clone(), Node::File(bytes.clone()));
         }
     }

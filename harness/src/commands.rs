@@ -184,41 +184,7 @@ fn request(options: &cli::Run) -> Result<Request> {
     let mut scenario = Scenario::find(&options.scenario)?;
     scenario.saves = options.saves.unwrap_or(scenario.saves);
     scenario.state_bytes = options.state_bytes.unwrap_or(scenario.state_bytes);
-    let mut promises: BTreeSet<Promise> = scenario.promises.clone();
-    let subjects = if let Some(file) = &options.recording {
-        if scenario.fault != FaultKind::PowerLoss && !options.exhaustive {
-            return Err(Error::usage(format!("nothing of `{}` can be derived", scenario.name))
-                .help("--recording is for the scenario poweroff, and for sigkill --exhaustive"));
-        }
-        // Nothing is run, so that nothing can be said of a recovery.
-        promises.retain(|promise| matches!(promise, Promise::Atomic | Promise::Durable));
-        let file = std::fs::canonicalize(file)
-            .map_err(|error| Error::usage(format!("cannot read {}: {error}", file.display())))?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        vec![(name, Subject::Recorded { file })]
-    } else if options.program.is_empty() {
-        built_ins(options, &scenario)?
-    } else {
-        let command = command(&options.about, &options.program)?;
-        let own =
-            command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
-        if own {
-            promises.insert(Promise::Checked);
-        }
-        // What is not looked at is not promised: without an ack no save is owed to anybody, and
-        // without a command that recovers nothing is recovered.
-        if command.ack.is_none() && scenario.fault != FaultKind::PowerLoss {
-            promises.remove(&Promise::Durable);
-        }
-        if command.recover.is_none() {
-            promises.remove(&Promise::Recoverable);
-            promises.remove(&Promise::Tidy);
-        }
-        if !options.about.promise.is_empty() {
-            promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
-        }
-        vec![(command_name(&command), Subject::Command(Box::new(command)))]
-    };
+    let (subjects, promises) = subjects(options, &scenario)?;
     let fault = if options.timing { FaultKind::KillAfter } else { scenario.fault };
     if options.timing && scenario.fault != FaultKind::Kill {
         let name = &scenario.name;
@@ -246,6 +212,49 @@ fn request(options: &cli::Run) -> Result<Request> {
         place,
         resume: None,
     })
+}
+
+/// What is tested: its name in tables, and the promises that are judged.
+type Subjects = (Vec<(String, Subject)>, BTreeSet<Promise>);
+
+/// What the command line wants to be tested, and by which promises.
+fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
+    let mut promises: BTreeSet<Promise> = scenario.promises.clone();
+    let subjects = if let Some(file) = &options.recording {
+        if scenario.fault != FaultKind::PowerLoss && !options.exhaustive {
+            return Err(Error::usage(format!("nothing of `{}` can be derived", scenario.name))
+                .help("--recording is for the scenario poweroff, and for sigkill --exhaustive"));
+        }
+        // Nothing is run, so that nothing can be said of a recovery.
+        promises.retain(|promise| matches!(promise, Promise::Atomic | Promise::Durable));
+        let file = std::fs::canonicalize(file)
+            .map_err(|error| Error::usage(format!("cannot read {}: {error}", file.display())))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        vec![(name, Subject::Recorded { file })]
+    } else if options.program.is_empty() {
+        built_ins(options, scenario)?
+    } else {
+        let command = command(&options.about, &options.program)?;
+        let own =
+            command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
+        if own {
+            promises.insert(Promise::Checked);
+        }
+        // What is not looked at is not promised: without an ack no save is owed to anybody, and
+        // without a command that recovers nothing is recovered.
+        if command.ack.is_none() && scenario.fault != FaultKind::PowerLoss {
+            promises.remove(&Promise::Durable);
+        }
+        if command.recover.is_none() {
+            promises.remove(&Promise::Recoverable);
+            promises.remove(&Promise::Tidy);
+        }
+        if !options.about.promise.is_empty() {
+            promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
+        }
+        vec![(command_name(&command), Subject::Command(Box::new(command)))]
+    };
+    Ok((subjects, promises))
 }
 
 /// How many trials there shall be; none for a whole sweep.

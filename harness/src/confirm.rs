@@ -13,7 +13,7 @@ use crate::fault::{Fault, Nature, Point, Strike};
 use crate::model::NotModelled;
 use crate::op::{ByteOffset, Call, Effect, Trace};
 use crate::outcome::{Content, Outcome, Survivor};
-use crate::plan::{PAGE_BYTES, Seed};
+use crate::plan::Seed;
 use crate::subject::Prepared;
 
 /// How often a byte is drawn for each strike that is wanted, at most.
@@ -27,8 +27,9 @@ pub struct Listed {
     expected: Vec<Expected>,
 }
 
-/// What the state files are to hold: bytes, and for each whether it is the same in every run.
-type Expected = BTreeMap<PathBuf, (Vec<u8>, Vec<bool>)>;
+/// What the state files are to hold: bytes, and for each whether it is the same in every run; none of
+/// what is no regular file.
+type Expected = BTreeMap<PathBuf, Option<(Vec<u8>, Vec<bool>)>>;
 
 /// One of so many places is such that breaks no promise, if others do.
 const SOUND_SHARE: usize = 5;
@@ -76,11 +77,11 @@ impl Listed {
         let paths = expected.keys().chain(real.keys());
         for path in paths {
             let same = match (expected.get(path), real.get(path)) {
-                (Some((bytes, fixed)), Some(Content::Bytes(found))) => {
+                (Some(Some((bytes, fixed))), Some(Content::Bytes(found))) => {
                     let mut all = bytes.iter().zip(found).zip(fixed);
                     bytes.len() == found.len() && all.all(|((a, b), fixed)| a == b || !fixed)
                 }
-                (None, None) => true,
+                (Some(None), Some(Content::Other(_))) | (None, None) => true,
                 _ => false,
             };
             if !same {
@@ -125,9 +126,8 @@ fn at_byte(strike: &Strike, byte: u64, trace: &Trace) -> Strike {
         Some(Effect::Write { offset, .. }) => offset.0,
         _ => 0,
     };
-    let natural = (offset + byte).is_multiple_of(PAGE_BYTES);
-    let nature = if natural { Nature::Natural } else { Nature::Forced };
-    Strike { point: Point::Inside(ByteOffset(byte)), nature, ..strike.clone() }
+    let (point, nature) = (Point::Inside(ByteOffset(byte)), Nature::of_cut(offset + byte));
+    Strike { point, nature, ..strike.clone() }
 }
 
 /// What is derived for a strike; a byte that another recording has otherwise can be any.
@@ -143,7 +143,10 @@ fn expected(
     let (one, mut other) = (left(&prepared.trace)?, left(twin)?);
     let mut expected = Expected::new();
     for (path, content) in one.files {
-        let Content::Bytes(bytes) = content else { continue };
+        let Content::Bytes(bytes) = content else {
+            expected.insert(path, None);
+            continue;
+        };
         let fixed = match other.files.remove(&path) {
             Some(Content::Bytes(twin)) => {
                 let same = |(n, byte): (usize, &u8)| twin.get(n).is_none_or(|other| other == byte);
@@ -151,7 +154,7 @@ fn expected(
             }
             _ => vec![true; bytes.len()],
         };
-        expected.insert(path, (bytes, fixed));
+        expected.insert(path, Some((bytes, fixed)));
     }
     Ok(expected)
 }

@@ -54,8 +54,7 @@ pub fn exhaust(
     promises: &BTreeSet<Promise>,
     settled: &dyn Fn(Survivor) -> Survivor,
 ) -> Result<Exhausted, NotModelled> {
-    let mut all = All::new(trace, before, history, promises);
-    all.settled = Some(settled);
+    let mut all = All::new(trace, before, history, promises, settled);
     for index in 0..trace.ops.len() {
         all.boundary(index);
         all.inside(index);
@@ -121,6 +120,16 @@ struct Watched {
     /// The newest version with this length and fingerprint; `None` stands for a missing file.
     versions: HashMap<Option<(u64, Fingerprint)>, usize>,
     now: Option<(u64, Fingerprint)>,
+    /// What the path leads to.
+    inode: Option<usize>,
+}
+
+impl Watched {
+    /// Whether it is a version that is not older than what is owed. Of a missing file it depends on
+    /// the moment whether it may be missing.
+    fn is_good(&self, owed: usize) -> bool {
+        self.now.is_some() && self.versions.get(&self.now).is_some_and(|found| *found >= owed)
+    }
 }
 
 struct All<'a> {
@@ -129,13 +138,16 @@ struct All<'a> {
     promises: &'a BTreeSet<Promise>,
     files: Files,
     watched: Vec<Watched>,
+    /// What is owed after each number of acks.
+    owed_by_acks: Vec<usize>,
     /// How many ops have been done.
     done: usize,
-    /// What the last looks have shown, by the file that was written.
+    /// How many bytes were looked at.
     looked_at: usize,
+    /// What the last look has shown.
     last_look: Vec<ViolationKind>,
     /// What the subject's load makes of a survivor: see `Prepared::settled`.
-    settled: Option<&'a dyn Fn(Survivor) -> Survivor>,
+    settled: &'a dyn Fn(Survivor) -> Survivor,
     exhausted: Exhausted,
 }
 
@@ -145,6 +157,7 @@ impl<'a> All<'a> {
         before: &Files,
         history: &'a History,
         promises: &'a BTreeSet<Promise>,
+        settled: &'a dyn Fn(Survivor) -> Survivor,
     ) -> Self {
         let watch = |path: &PathBuf| {
             let versions = history.versions.iter().enumerate().map(|(number, version)| {
@@ -154,7 +167,7 @@ impl<'a> All<'a> {
                 });
                 (seen, number)
             });
-            Watched { path: path.clone(), versions: versions.collect(), now: None }
+            Watched { path: path.clone(), versions: versions.collect(), now: None, inode: None }
         };
         let watched = history.files().into_iter().map(watch).collect();
         let mut all = Self {
@@ -163,45 +176,49 @@ impl<'a> All<'a> {
             promises,
             files: before.clone(),
             watched,
+            owed_by_acks: history.owed_by_acks(trace.acks.len(), &trace.said),
             done: 0,
             looked_at: 0,
             last_look: Vec::new(),
-            settled: None,
+            settled,
             exhausted: Exhausted::default(),
         };
-        for watched in &mut all.watched {
-            watched.now = seen(&all.files, &watched.path);
+        for index in 0..all.watched.len() {
+            let inode = all.inode_of(&all.watched[index].path);
+            let watched = &mut all.watched[index];
+            (watched.inode, watched.now) = (inode, seen(&all.files, &watched.path));
         }
         all
     }
 
     /// Looks again at the state files that an op may have changed.
     fn refresh(&mut self, op: &Op) {
-        let names = matches!(
-            op.effect,
-            Effect::Rename { .. }
-                | Effect::Link { .. }
-                | Effect::Symlink { .. }
-                | Effect::Unlink { .. }
-                | Effect::Directory { .. }
-        );
         let changes = match op.effect {
             Effect::Close { .. } | Effect::Sync { .. } => false,
             // What a write changes was followed byte by byte.
             Effect::Write { .. } => op.call == Call::Store,
+            Effect::Open { truncate, .. } => truncate,
             _ => true,
         };
         for index in 0..self.watched.len() {
-            if names || (changes && self.is_about(index, op)) {
-                self.watched[index].now = seen(&self.files, &self.watched[index].path);
+            // A name that leads where it led holds what it held, unless that was changed.
+            let inode = self.inode_of(&self.watched[index].path);
+            let moved = inode != self.watched[index].inode;
+            if moved || (changes && self.is_about(index, op)) {
+                let watched = &mut self.watched[index];
+                (watched.inode, watched.now) = (inode, seen(&self.files, &watched.path));
             }
         }
     }
 
+    /// What a path leads to.
+    fn inode_of(&self, path: &Path) -> Option<usize> {
+        self.files.target(path).and_then(|path| self.files.inode_number(&path))
+    }
+
     /// Whether an op is about what a state file's path leads to.
     fn is_about(&self, index: usize, op: &Op) -> bool {
-        let target = self.files.target(&self.watched[index].path);
-        let inode = target.and_then(|path| self.files.inode_number(&path));
+        let inode = self.inode_of(&self.watched[index].path);
         inode.is_some() && inode == self.files.inode_number(op.effect.path())
     }
 
@@ -211,8 +228,7 @@ impl<'a> All<'a> {
     }
 
     fn owed(&self, acks: usize) -> usize {
-        let said = &self.trace.said;
-        self.history.owed_by(acks as u64, &said[..acks.min(said.len())])
+        self.owed_by_acks.get(acks).copied().unwrap_or(0)
     }
 
     /// The state between two ops.
@@ -233,11 +249,7 @@ impl<'a> All<'a> {
     /// Whether all state files are versions that are not older than what is owed.
     fn all_known(&self, acks: usize) -> bool {
         let owed = self.owed(acks);
-        // Of a missing file it depends on the moment whether it may be missing.
-        self.watched.iter().all(|watched| {
-            watched.now.is_some()
-                && watched.versions.get(&watched.now).is_some_and(|version| *version >= owed)
-        })
+        self.watched.iter().all(|watched| watched.is_good(owed))
     }
 
     /// The states inside a write, byte by byte; at the end, what the state file is after it.
@@ -263,12 +275,8 @@ impl<'a> All<'a> {
             return;
         };
         let owed = self.owed(acks);
-        let good = |watched: &Watched| {
-            watched.now.is_some()
-                && watched.versions.get(&watched.now).is_some_and(|version| *version >= owed)
-        };
         let mut others = self.watched.iter().enumerate().filter(|(n, _)| !about.contains(n));
-        let rest = others.all(|(_, watched)| good(watched)) && about.len() == 1;
+        let rest = others.all(|(_, watched)| watched.is_good(owed)) && about.len() == 1;
         let watched = &self.watched[first];
         let old = self.files.bytes(&watched.path).unwrap_or_default();
         let start = usize::try_from(offset.0).unwrap_or(usize::MAX);
@@ -340,21 +348,34 @@ impl<'a> All<'a> {
         if self.looked_at > LOOKED_AT_MAX {
             return self.last_look.clone();
         }
-        let mut files = self.files.clone();
+        let mut survivor = survivor(&self.files, self.history);
         if let (Some(op), Point::Inside(ByteOffset(byte))) =
             (self.trace.ops.get(strike.op.0), strike.point)
         {
-            // A write that was recorded can be done in part.
-            let _ = files.apply_cut(op, usize::try_from(byte).unwrap_or(usize::MAX));
+            self.cut(&mut survivor, op, usize::try_from(byte).unwrap_or(usize::MAX));
         }
-        let mut survivor = survivor(&files, self.history);
         self.looked_at += survivor.size() + 1024;
-        if let Some(settled) = self.settled {
-            survivor = settled(survivor);
-        }
+        survivor = (self.settled)(survivor);
         let broken = broken(survivor, self.trace, self.history, self.promises, strike, acks);
         self.last_look.clone_from(&broken);
         broken
+    }
+}
+
+impl All<'_> {
+    /// Puts the first bytes of a write into the state files that it is about.
+    fn cut(&self, survivor: &mut Survivor, op: &Op, keep: usize) {
+        let Effect::Write { offset, data, .. } = &op.effect else { return };
+        let from = usize::try_from(offset.0).unwrap_or(usize::MAX);
+        for (index, watched) in self.watched.iter().enumerate() {
+            if let Some(Content::Bytes(bytes)) = survivor.files.get_mut(&watched.path)
+                && self.is_about(index, op)
+            {
+                let end = from + keep.min(data.len());
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[from..end].copy_from_slice(&data[..end - from]);
+            }
+        }
     }
 }
 
@@ -410,10 +431,7 @@ fn seen(files: &Files, path: &Path) -> Option<(u64, Fingerprint)> {
 fn strike(index: usize, op: &Op, point: Point) -> Strike {
     let nature = match (point, &op.effect) {
         (Point::Inside(ByteOffset(byte)), Effect::Write { offset, .. }) => {
-            match (offset.0 + byte).is_multiple_of(PAGE_BYTES) {
-                true => Nature::Natural,
-                false => Nature::Forced,
-            }
+            Nature::of_cut(offset.0 + byte)
         }
         _ => Nature::Natural,
     };

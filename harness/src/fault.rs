@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
+use crate::plan::PAGE_BYTES;
 use crate::power::Time;
 use crate::power::survivor::CrashState;
 
@@ -339,6 +340,12 @@ impl Injection {
 }
 
 impl Nature {
+    /// Of a write that is cut at this byte of its file.
+    #[must_use]
+    pub fn of_cut(byte: u64) -> Self {
+        if byte.is_multiple_of(PAGE_BYTES) { Self::Natural } else { Self::Forced }
+    }
+
     /// The word in tables.
     #[must_use]
     pub fn name(self) -> &'static str {

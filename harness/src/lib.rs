@@ -26,6 +26,7 @@ pub mod confirm;
 pub mod describe;
 pub mod exhaustive;
 pub mod history;
+pub mod judging;
 pub mod learner;
 pub mod model;
 pub mod oracle;

@@ -241,7 +241,8 @@ fn unsynced(
 }
 
 /// The newest version of `file` that `content` is.
-fn newest_match(content: Option<&Content>, history: &History, file: &Path) -> Option<usize> {
+#[must_use]
+pub fn newest_match(content: Option<&Content>, history: &History, file: &Path) -> Option<usize> {
     history.versions.iter().rposition(|version| match (content, version.get(file)) {
         (None, None) => true,
         (Some(Content::Bytes(bytes)), Some(reference)) => reference.fits(bytes),

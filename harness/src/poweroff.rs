@@ -9,29 +9,31 @@ use crate::agenda::Range;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, PowerLoss, Struck};
 use crate::inject::{self, Injector, Left};
+use crate::judging::{Cause, Judging};
 use crate::lab::{self, Lab};
 use crate::model::NotModelled;
 use crate::oracle;
 use crate::os::signals;
 use crate::outcome::{Exit, Outcome};
 use crate::pool::{Completion, Pool, Work};
+use crate::power::Lowered;
 use crate::power::derive::{Budget, Derived, derive};
+use crate::power::explain::Remedy;
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::survivor::CrashState;
-use crate::power::{Lowered, Time};
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
-use crate::recorded::{Recording, state_of};
+use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
 use crate::results::{Kept, RunDirectory, SCHEMA};
 use crate::run::Request;
-use crate::second;
+use crate::second::{self, Shown};
 use crate::subject::{Kind, Prepared};
 use crate::sweep::Depth;
 use crate::tally::Tally;
 use crate::trial::Trial;
-use crate::verdict::{Promise, Verdict, Violation, ViolationKind};
+use crate::verdict::{Promise, Verdict, Violation};
 
 /// What a run of the scenario looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,13 +66,6 @@ impl Default for Power {
 
 /// How many bytes of survivors a subject is confronted with.
 const SHOWN_BYTES_MAX: usize = 256 << 20;
-/// How many bytes of survivors the oracle looks at on one profile; others that are no version are taken
-/// for what the one before was.
-const LOOKED_AT_MAX: usize = 256 << 20;
-
-/// How many findings of one subject on one profile are explained.
-const EXPLAINED_MAX: usize = 2000;
-
 /// Everything that is derived of one subject on one profile.
 struct Explored {
     profile: Profile,
@@ -91,6 +86,8 @@ struct Case<'a> {
 #[derive(Clone, Debug, Default)]
 struct Reaction {
     violations: Vec<Violation>,
+    /// What of its recovery the model does not know.
+    unknown: Option<String>,
 }
 
 /// Derives and judges the crash states of one subject on all profiles.
@@ -171,7 +168,7 @@ impl Case<'_> {
         for distinct in &derived.survivors {
             let owing = distinct.owing.iter().max_by_key(|owing| owing.owed);
             let shown = owing.filter(|_| reacts && lefts.bytes < SHOWN_BYTES_MAX).map(|owing| {
-                let state = Self::at(&owing.first, owing.moment(&lowered));
+                let state = owing.first.at(owing.moment(&lowered));
                 let survivor = state.survivor(&lowered, self.recording.state());
                 let (directory, acks) = (state.directory(&lowered), owing.acks as u64);
                 lefts.add(Left { directory, survivor, acks }, &profile.name, twice)
@@ -181,9 +178,42 @@ impl Case<'_> {
         Explored { profile, lowered, derived, confronted }
     }
 
-    /// A crash state at a later moment of its epoch.
-    fn at(state: &CrashState, moment: Time) -> CrashState {
-        CrashState { moment: moment.0.max(state.moment), ..state.clone() }
+    fn judge(
+        &self,
+        explored: &Explored,
+        reactions: &[Reaction],
+        directory: &RunDirectory,
+    ) -> Result<Cell> {
+        let Explored { profile, lowered, derived, confronted } = explored;
+        let name = &profile.name;
+        let reaction = |place: &Option<usize>| place.map(|place| &reactions[place]);
+        let mut unknown = confronted.iter().filter_map(reaction).filter_map(|r| r.unknown.as_ref());
+        if let Some(why) = unknown.next() {
+            return Ok(self.not_measured(name, format!("{why}, in the recovery")));
+        }
+        let mut judging = Judging::new(&self.recording, lowered, name, &self.request.promises);
+        for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
+            let reacted = reaction(confronted).map(|reaction| &reaction.violations[..]);
+            judging.distinct(distinct, reacted.unwrap_or_default());
+        }
+        let Judging { tally, causes, .. } = judging;
+        let mut findings = Vec::new();
+        for cause in causes.into_values() {
+            findings.push(self.finding(explored, cause, directory)?);
+        }
+        findings.sort_by_key(|finding| (finding.kind.promise(), finding.explanation.after_ops));
+        let shown = confronted.iter().filter(|place| place.is_some()).count();
+        Ok(Cell {
+            profile: name.clone(),
+            states: derived.states,
+            distinct: derived.survivors.len(),
+            shown: self.reacts().then_some(shown),
+            exhaustive: derived.exhaustive,
+            not_measured: None,
+            tally,
+            findings,
+            expectation: self.request.expectation(&self.recording.prepared.name, Some(name)),
+        })
     }
 
     fn not_measured(&self, profile: &str, why: String) -> Cell {
@@ -191,6 +221,7 @@ impl Case<'_> {
             profile: profile.to_owned(),
             states: 0,
             distinct: 0,
+            shown: None,
             exhaustive: false,
             not_measured: Some(why),
             tally: Tally::default(),
@@ -229,7 +260,7 @@ impl Case<'_> {
             &mut |record, _| {
                 progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
                 if let Some(slot) = reactions.get_mut(usize::try_from(record.n).unwrap_or(0)) {
-                    slot.violations = record.reactions;
+                    (slot.violations, slot.unknown) = (record.reactions, record.unknown);
                 }
                 Ok(())
             },
@@ -237,138 +268,6 @@ impl Case<'_> {
         )?;
         progress.into_inner().finish();
         Ok((reactions, completion))
-    }
-
-    fn judge(
-        &self,
-        explored: &Explored,
-        reactions: &[Reaction],
-        directory: &RunDirectory,
-    ) -> Result<Cell> {
-        let Explored { profile, lowered, derived, confronted } = explored;
-        let mut last: Option<(Vec<Violation>, String)> = None;
-        let (mut tally, mut causes) = (Tally::default(), BTreeMap::<String, Cause>::new());
-        let (mut explained, mut usual) = (0, HashMap::<ViolationKind, String>::new());
-        let (trace, history) = (&self.recording.trace, &self.recording.history);
-        let owed_by_acks = history.owed_by_acks(trace.acks.len(), &trace.said);
-        let mut looked_at = 0;
-        for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
-            let reaction = confronted.map(|place| &reactions[place]);
-            let reacted = reaction.map(|reaction| &reaction.violations[..]).unwrap_or_default();
-            let mut lost: Option<(Vec<Violation>, String)> = None;
-            for owing in &distinct.owing {
-                let whole = distinct.version.is_some_and(|version| version >= owing.owed);
-                if whole && reacted.is_empty() {
-                    tally.enter(&[], owing.states);
-                    continue;
-                }
-                let moment = self.first_moment(lowered, distinct.version, owing, &owed_by_acks);
-                let state = Self::at(&owing.first, moment);
-                // The same older version breaks the same promise, however much newer the one is that is owed.
-                if let Some((violations, cause)) = &lost
-                    && distinct.version.is_some()
-                    && causes.get(cause).is_some_and(|cause| cause.rank() <= rank(&state))
-                {
-                    let kinds: Vec<_> = violations.iter().map(|v| v.kind).collect();
-                    tally.enter(&kinds, owing.states);
-                    if let Some(cause) = causes.get_mut(cause) {
-                        cause.count(&kinds, owing.states);
-                    }
-                    continue;
-                }
-                if looked_at > LOOKED_AT_MAX
-                    && let Some((violations, cause)) = &last
-                    && distinct.version.is_none()
-                {
-                    let kinds: Vec<_> = violations.iter().map(|v| v.kind).collect();
-                    tally.enter(&kinds, owing.states);
-                    if let Some(cause) = causes.get_mut(cause) {
-                        cause.count(&kinds, owing.states);
-                    }
-                    continue;
-                }
-                let acks = lowered.acks_at(moment);
-                let outcome = self.recording.outcome(lowered, &profile.name, state, acks);
-                looked_at += outcome.survivor.size() + 64;
-                let violations = self.violations(&outcome, reacted);
-                let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
-                tally.enter(&kinds, owing.states);
-                let Some(first) = violations.first() else { continue };
-                explained += 1;
-                let explain = || self.recording.explain(lowered, &outcome, first.kind).cause;
-                // What breaks thousands of states breaks the rest for the same reason.
-                let known = usual.get(&first.kind).filter(|_| explained > EXPLAINED_MAX);
-                let cause = known.cloned().unwrap_or_else(explain);
-                usual.insert(first.kind, cause.clone());
-                let found = Some((violations.clone(), cause.clone()));
-                if distinct.version.is_some() {
-                    lost = found
-                } else {
-                    last = found
-                }
-                let entry = causes.entry(cause).or_insert_with(|| Cause::new(outcome.clone()));
-                entry.add(outcome, violations, owing.states);
-            }
-        }
-        let mut findings = Vec::new();
-        for cause in causes.into_values() {
-            findings.push(self.finding(explored, cause, directory)?);
-        }
-        findings.sort_by_key(|finding| (finding.kind.promise(), finding.explanation.after_ops));
-        Ok(Cell {
-            profile: profile.name.clone(),
-            states: derived.states,
-            distinct: derived.survivors.len(),
-            exhaustive: derived.exhaustive,
-            not_measured: None,
-            tally,
-            findings,
-            expectation: self
-                .request
-                .expectation(&self.recording.prepared.name, Some(&profile.name)),
-        })
-    }
-
-    /// What a crash state breaks, by its bytes and by what the subject made of it.
-    fn violations(&self, outcome: &Outcome, reacted: &[Violation]) -> Vec<Violation> {
-        let (promises, history) = (&self.request.promises, &self.recording.history);
-        let owed = oracle::owed(outcome, history);
-        let mut violations = match oracle::judge(outcome, history, promises) {
-            Verdict::Violated(violations) => violations,
-            Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
-        };
-        // Where nothing is left, as before the first save, the load rightly says so.
-        let begins = |version: usize| history.versions.get(version).is_some_and(BTreeMap::is_empty);
-        let nothing = begins(owed) || (outcome.survivor.files.is_empty() && begins(0));
-        let counts = |violation: &&Violation| {
-            promises.contains(&violation.kind.promise())
-                && !(nothing && violation.kind == ViolationKind::Reset)
-        };
-        violations.extend(reacted.iter().filter(counts).cloned());
-        for violation in &mut violations {
-            // The subject was shown the survivor once, whatever is owed in each state.
-            if violation.kind == ViolationKind::Reset {
-                violation.detail = oracle::reset_detail(owed);
-            }
-        }
-        violations
-    }
-
-    /// The first moment at which the state breaks a promise: when the power goes, or when something
-    /// is promised that is not there.
-    fn first_moment(
-        &self,
-        lowered: &Lowered,
-        version: Option<usize>,
-        owing: &crate::power::derive::Owing,
-        owed_by_acks: &[usize],
-    ) -> Time {
-        let start = Time(owing.first.moment);
-        // A whole state breaks what it breaks by what is made of it, and not by what is owed.
-        let Some(version) = version.filter(|version| *version < owing.owed) else { return start };
-        let ack = owed_by_acks.partition_point(|owed| *owed <= version).checked_sub(1);
-        let ops = ack.and_then(|ack| lowered.trace.acks.get(ack));
-        ops.map_or(start, |ops| start.max(Time::after_ops(*ops)))
     }
 
     /// Keeps the best example of a cause.
@@ -382,7 +281,11 @@ impl Case<'_> {
         let Some(first) = violations.first() else {
             return Err(Error::internal("a finding without a violation"));
         };
-        let explanation = self.recording.explain(&explored.lowered, &outcome, first.kind);
+        let mut explanation = self.recording.explain(&explored.lowered, &outcome, first.kind);
+        if first.detail.starts_with(second::AGAIN) {
+            explanation.words = "the recovery of a sound state is not sound itself".to_owned();
+            explanation.remedy = Remedy::SaferRecovery;
+        }
         let (name, subject) = &self.request.subjects[self.index];
         let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
         let kept = Kept {
@@ -397,6 +300,7 @@ impl Case<'_> {
             violations: violations.clone(),
             exit: outcome.exit,
             steps: Vec::new(),
+            calls: Some(self.recording.calls()),
             seed: self.request.seed.0,
             explanation: Some(explanation.clone()),
         };
@@ -411,50 +315,6 @@ impl Case<'_> {
             id: kept.id,
         })
     }
-}
-
-/// The crash states that break a promise for the same reason.
-struct Cause {
-    outcome: Outcome,
-    violations: Vec<Violation>,
-    states: u64,
-    survivors: usize,
-    kinds: BTreeMap<ViolationKind, u64>,
-}
-
-impl Cause {
-    fn new(outcome: Outcome) -> Self {
-        let (violations, kinds) = (Vec::new(), BTreeMap::new());
-        Self { outcome, violations, states: 0, survivors: 0, kinds }
-    }
-
-    /// Counts states; the one that comes first, and has lost least, is the example.
-    fn add(&mut self, outcome: Outcome, violations: Vec<Violation>, states: u64) {
-        let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
-        self.count(&kinds, states);
-        if self.violations.is_empty() || rank(state_of(&outcome)) < self.rank() {
-            (self.outcome, self.violations) = (outcome, violations);
-        }
-    }
-
-    /// Counts states that are no better example.
-    fn count(&mut self, kinds: &[ViolationKind], states: u64) {
-        if let Some(first) = kinds.first() {
-            *self.kinds.entry(*first).or_default() += states;
-        }
-        self.states += states;
-        self.survivors += 1;
-    }
-
-    fn rank(&self) -> (u32, usize) {
-        rank(state_of(&self.outcome))
-    }
-}
-
-/// The less, the better an example: the earlier it is, and the less it has lost.
-fn rank(state: &CrashState) -> (u32, usize) {
-    let kept = state.changes.iter().map(|(_, changes)| changes.len()).sum::<usize>();
-    (state.moment, usize::MAX - state.steps.len() - kept)
 }
 
 /// Shows survivors to a subject.
@@ -486,14 +346,17 @@ impl Work for Confronter<'_> {
         };
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
         let mut verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
+        let mut unknown = None;
         if verdict == Verdict::Pass && self.case.request.reach.depth == Depth::Two {
             let (prepared, seed) = (self.case.recording.prepared, self.case.request.seed.0);
-            let found = second::recovery(&mut *self.injector, prepared, left, profile, seed)?;
-            if !found.is_empty() {
-                verdict = Verdict::Violated(found);
+            match second::recovery(&mut *self.injector, prepared, left, profile, seed)? {
+                Shown::Found(found) if found.is_empty() => {}
+                Shown::Found(found) => verdict = Verdict::Violated(found),
+                Shown::Unknown(call) => unknown = Some(call),
             }
         }
         let mut record = Record::new(range.start, 0, &outcome, &verdict);
+        record.unknown = unknown;
         if let Verdict::Violated(violations) = verdict {
             record.reactions = violations;
         }

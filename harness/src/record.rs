@@ -33,6 +33,9 @@ pub struct Record {
     /// What the subject made of a survivor, in words; of crash states only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reactions: Vec<Violation>,
+    /// What of its recovery the model does not know; of crash states only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
     /// The id under which the violation is kept, if it is one of those that are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
@@ -85,6 +88,7 @@ impl Record {
             verdict: verdict.into(),
             leftovers: !outcome.recovery.leftovers.is_empty(),
             reactions: Vec::new(),
+            unknown: None,
             evidence: None,
         }
     }

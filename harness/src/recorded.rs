@@ -10,6 +10,7 @@ use crate::history::History;
 use crate::inject::Left;
 use crate::model::NotModelled;
 use crate::op::{Effect, Trace};
+use crate::oracle;
 use crate::outcome::{Exit, Outcome, Recovery};
 use crate::power::explain::{Broken, Explanation};
 use crate::power::lower::lower;
@@ -19,6 +20,7 @@ use crate::power::{Lowered, Time};
 use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
 use crate::verdict::ViolationKind;
+use xxhash_rust::xxh3::Xxh3;
 
 /// One subject's recording, ready to be looked at.
 pub struct Recording<'a> {
@@ -68,6 +70,22 @@ impl<'a> Recording<'a> {
         Ok(Self::of(prepared, history, trace, ended))
     }
 
+    /// What was called, as a hash: the calls, where they wrote and how much, but no names and no bytes,
+    /// which may differ from run to run.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        for op in &self.trace.ops {
+            hash.update(op.call.name().as_bytes());
+            hash.update(&op.result.min(0).to_le_bytes());
+            if let Effect::Write { offset, data, .. } = &op.effect {
+                hash.update(&offset.0.to_le_bytes());
+                hash.update(&data.len().to_le_bytes());
+            }
+        }
+        hash.digest()
+    }
+
     /// The facts of a crash state.
     pub fn outcome(
         &self,
@@ -102,8 +120,16 @@ impl<'a> Recording<'a> {
         outcome: &Outcome,
         kind: ViolationKind,
     ) -> Explanation {
-        let (state, paths, ended) = (state_of(outcome), self.state(), self.ended);
-        Broken { lowered, paths, state, moment: Time(state.moment), kind, ended }.explain()
+        let (state, ended) = (state_of(outcome), self.ended);
+        let owed = oracle::owed(outcome, &self.history);
+        let is_wrong = |path: &&PathBuf| {
+            let content = outcome.survivor.files.get(*path);
+            oracle::newest_match(content, &self.history, path).is_none_or(|found| found < owed)
+        };
+        let wrong = self.state().iter().find(is_wrong).or(self.state().first());
+        let paths: Vec<PathBuf> = wrong.into_iter().cloned().collect();
+        let moment = Time(state.moment);
+        Broken { lowered, paths: &paths, state, moment, kind, ended }.explain()
     }
 }
 
@@ -169,10 +195,17 @@ fn companions(prepared: &Prepared, trace: &Trace, state: &BTreeSet<&PathBuf>) ->
             _ => {}
         }
     }
-    let counts =
-        |path: &PathBuf| !state.contains(path) && !passing.contains(path) && path.is_relative();
-    named.into_iter().filter(counts).collect()
+    let counts = |path: &PathBuf| !state.contains(path) && path.is_relative();
+    let mut found: Vec<PathBuf> = named.into_iter().filter(counts).collect();
+    if found.len() > COMPANIONS_MAX {
+        found.retain(|path| !passing.contains(path));
+    }
+    found
 }
+
+/// How many files that are no state are told apart; if there are more, those that are renamed are shown
+/// with all that had happened to them.
+pub const COMPANIONS_MAX: usize = 32;
 
 /// A crash state, derived again from another recording of the same subject.
 pub struct Again {
@@ -190,13 +223,15 @@ pub struct Again {
 pub fn again(
     prepared: &Prepared,
     loss: &PowerLoss,
+    calls: Option<u64>,
     broken: Option<ViolationKind>,
 ) -> Result<Again> {
     let recording = Recording::new(prepared)?;
+    let same = calls.is_none_or(|calls| calls == recording.calls());
     let profile = Profile::find(&loss.profile)?;
     let lowered = lower(&recording.trace, &prepared.before, &profile.flags)
         .map_err(|NotModelled(why)| Error::baseline(format!("the model does not know {why}")))?;
-    if !loss.state.fits(&lowered) {
+    if !same || !loss.state.fits(&lowered) {
         return Err(Error::usage("the program makes other calls than when this was found")
             .help("run the scenario anew"));
     }

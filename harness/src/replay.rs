@@ -19,7 +19,7 @@ use crate::power::explain::Explanation;
 use crate::prepare;
 use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
-use crate::second;
+use crate::second::{self, Shown};
 use crate::subject::Kind;
 use crate::sweep::Depth;
 use crate::trial::Trial;
@@ -148,7 +148,8 @@ fn power(
     let (name, subject) = (&kept.trial.subject, &kept.subject);
     let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerLoss, planner)?;
     let kind = kept.violations.first().map(|violation| violation.kind);
-    let Again { left, mut outcome, history, explanation } = recorded::again(&prepared, loss, kind)?;
+    let Again { left, mut outcome, history, explanation } =
+        recorded::again(&prepared, loss, kept.calls, kind)?;
     let mut again = Vec::new();
     let directory = directory_to_keep(kept, keep)?;
     left.unfold(&directory).context(format_args!("fill {}", directory.display()))?;
@@ -157,7 +158,12 @@ fn power(
         (outcome.checks, outcome.recovery) = injector.confront(&left)?;
         let passed = oracle::judge(&outcome, &history, &kept.promises) == Verdict::Pass;
         if passed && kept.reach.depth == Depth::Two {
-            again = second::recovery(&mut *injector, &prepared, &left, &loss.profile, kept.seed)?;
+            let (injector, profile) = (&mut *injector, &loss.profile);
+            if let Shown::Found(found) =
+                second::recovery(injector, &prepared, &left, profile, kept.seed)?
+            {
+                again = found;
+            }
         }
     }
     let verdict = match again.is_empty() {

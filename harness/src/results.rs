@@ -109,6 +109,9 @@ pub struct Kept {
     pub exit: Exit,
     /// What it did from the strike on.
     pub steps: Vec<Step>,
+    /// What the subject called, as a hash, if what is left follows from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
     /// What drew what was drawn.
     #[serde(default)]
     pub seed: u64,
@@ -344,6 +347,7 @@ mod tests {
             verdict: Brief::Pass,
             leftovers: false,
             reactions: Vec::new(),
+            unknown: None,
             evidence: None,
         }
     }

@@ -82,37 +82,8 @@ pub struct Place {
 /// Runs it all and returns what was found.
 pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
-    let (mut prepared, mut exhausted) = (Vec::new(), Vec::new());
     let earlier = request.resume.as_ref().map(RunDirectory::read_plan).transpose()?;
-    for (stream, (name, subject)) in request.subjects.iter().enumerate() {
-        let mut one = prepare::prepare(name, subject, &lab, request.fault, |sites| {
-            let (kind, granularity) = (request.fault, request.granularity);
-            // A run that goes on strikes where its plan says, however long this machine took now.
-            let planned = earlier.as_ref().and_then(|plan| plan.subjects.get(stream));
-            let sites = planned.map_or(sites, |subject| subject.sites.clone());
-            match kind.is_swept() {
-                true => Planner::sweeping(kind, &sites, &request.reach),
-                false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
-            }
-        })?;
-        exhausted.push(match request.exhaustive {
-            Some(confirm) => exhaust(request, &lab, &mut one, confirm)?,
-            None => None,
-        });
-        if request.fault != FaultKind::PowerLoss {
-            // Workers fork the faster the less memory they have, and the trace is not used any more.
-            (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
-        }
-        if request.place.verbose {
-            eprintln!(
-                "{name}: the unbroken run made {} ops and wrote {} bytes in {:.3} ms",
-                one.sites.sites.len(),
-                one.sites.bytes(),
-                Duration::from_micros(one.sites.duration_us).as_secs_f64() * 1000.0
-            );
-        }
-        prepared.push(one);
-    }
+    let (prepared, exhausted) = prepare_all(request, &lab, earlier.as_ref())?;
     let plan = plan(request, &prepared);
     let directory = match &request.resume {
         Some(directory) => {
@@ -154,6 +125,45 @@ pub fn run(request: &Request) -> Result<Report> {
     }
     directory.write_report(&report)?;
     Ok(report)
+}
+
+/// Runs all subjects unbroken; of those of which every state is to be derived, derives them.
+fn prepare_all(
+    request: &Request,
+    lab: &Lab,
+    earlier: Option<&Plan>,
+) -> Result<(Vec<Prepared>, Vec<Option<Exhausted>>)> {
+    let (mut prepared, mut exhausted) = (Vec::new(), Vec::new());
+    for (stream, (name, subject)) in request.subjects.iter().enumerate() {
+        let mut one = prepare::prepare(name, subject, lab, request.fault, |sites| {
+            let (kind, granularity) = (request.fault, request.granularity);
+            // A run that goes on strikes where its plan says, however long this machine took now.
+            let planned = earlier.and_then(|plan| plan.subjects.get(stream));
+            let sites = planned.map_or(sites, |subject| subject.sites.clone());
+            match kind.is_swept() {
+                true => Planner::sweeping(kind, &sites, &request.reach),
+                false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
+            }
+        })?;
+        exhausted.push(match request.exhaustive {
+            Some(confirm) => exhaust(request, lab, &mut one, confirm)?,
+            None => None,
+        });
+        if request.fault != FaultKind::PowerLoss {
+            // Workers fork the faster the less memory they have, and the trace is not used any more.
+            (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
+        }
+        if request.place.verbose {
+            eprintln!(
+                "{name}: the unbroken run made {} ops and wrote {} bytes in {:.3} ms",
+                one.sites.sites.len(),
+                one.sites.bytes(),
+                Duration::from_micros(one.sites.duration_us).as_secs_f64() * 1000.0
+            );
+        }
+        prepared.push(one);
+    }
+    Ok((prepared, exhausted))
 }
 
 /// Derives every state that a kill can leave, and makes the subject's trials those that confirm some

@@ -19,10 +19,21 @@ use crate::recorded::Recording;
 use crate::subject::Prepared;
 use crate::verdict::{Promise, Verdict, Violation};
 
+/// What is said first of what is found here.
+pub const AGAIN: &str = "after a second loss of power";
+
 /// How many crash states of one recovery are looked at before a sample must do.
 const STATES_MAX: u64 = 20_000;
 /// To how many survivors of one recovery the subject is shown again.
 const SHOWN_AGAIN_MAX: usize = 50;
+
+/// What exploring a recovery has shown.
+pub enum Shown {
+    /// This can go wrong, or nothing.
+    Found(Vec<Violation>),
+    /// The model does not know one of its calls.
+    Unknown(String),
+}
 
 /// What can go wrong if the power goes again while the subject recovers from `left`.
 pub fn recovery(
@@ -31,16 +42,18 @@ pub fn recovery(
     left: &Left,
     profile: &str,
     seed: u64,
-) -> Result<Vec<Violation>> {
-    let Some(Recovered { trace, ended }) = injector.recover(left)? else { return Ok(Vec::new()) };
-    let before = files(left);
-    let unknown = |NotModelled(why): NotModelled| {
-        crate::error::Error::baseline(format!("the model does not know {why}, in the recovery"))
+) -> Result<Shown> {
+    let Some(Recovered { trace, ended }) = injector.recover(left)? else {
+        return Ok(Shown::Found(Vec::new()));
     };
+    let before = files(left);
     let state: BTreeSet<PathBuf> = prepared.history.files().into_iter().cloned().collect();
     let is_state = |path: &Path| state.contains(path);
     let mut trace = trace;
-    let mut history = History::learn(&trace, &before, &is_state).map_err(unknown)?;
+    let mut history = match History::learn(&trace, &before, &is_state) {
+        Ok(history) => history,
+        Err(NotModelled(why)) => return Ok(Shown::Unknown(why)),
+    };
     for reference in history.versions.iter_mut().flat_map(BTreeMap::values_mut) {
         let settled = prepared.settled_bytes(&reference.bytes).to_vec();
         *reference = Arc::new(Reference { bytes: settled, template: None });
@@ -50,7 +63,10 @@ pub fn recovery(
         history.owed.push(history.last());
     }
     let lowered = lower(&Arc::new(trace.clone()), &before, &Profile::find(profile)?.flags);
-    let lowered = lowered.map_err(unknown)?;
+    let lowered = match lowered {
+        Ok(lowered) => lowered,
+        Err(NotModelled(why)) => return Ok(Shown::Unknown(why)),
+    };
     let recording = Recording::of(prepared, history, trace, ended);
     let budget = Budget { states_max: STATES_MAX, seed, judged: recording.judged };
     let derived =
@@ -61,7 +77,7 @@ pub fn recovery(
         for owing in &distinct.owing {
             let whole = distinct.version.is_some_and(|version| version >= owing.owed);
             let state = owing.first.clone();
-            let outcome = recording.outcome(&lowered, profile, state.clone(), owing.acks);
+            let mut outcome = recording.outcome(&lowered, profile, state.clone(), owing.acks);
             let mut found = match oracle::judge(&outcome, &recording.history, &promises) {
                 Verdict::Violated(violations) if !whole => violations,
                 _ => Vec::new(),
@@ -71,7 +87,6 @@ pub fn recovery(
                 let directory = state.directory(&lowered);
                 let (survivor, acks) = (outcome.survivor.clone(), left.acks);
                 let again = Left { directory, survivor, acks };
-                let mut outcome = outcome;
                 (outcome.checks, outcome.recovery) = injector.confront(&again)?;
                 let promises = [Promise::Recoverable, Promise::Checked].into();
                 if let Verdict::Violated(violations) =
@@ -82,15 +97,14 @@ pub fn recovery(
             }
             if let Some(first) = found.first() {
                 let ops = crate::power::Time(owing.first.moment).ops_begun();
-                let detail = format!(
-                    "after a second loss of power, {ops} ops into the recovery: {}",
-                    first.detail
-                );
-                return Ok(vec![Violation { kind: first.kind, detail }]);
+                let why = recording.explain(&lowered, &outcome, first.kind).words;
+                let detail =
+                    format!("{AGAIN}, {ops} ops into the recovery: {} ({why})", first.detail);
+                return Ok(Shown::Found(vec![Violation { kind: first.kind, detail }]));
             }
         }
     }
-    Ok(Vec::new())
+    Ok(Shown::Found(Vec::new()))
 }
 
 /// What is left, as the files before a run.

@@ -218,6 +218,12 @@ pub struct BeforeFirstSave {
 }
 
 impl Prepared {
+    /// Whether the subject's load leaves out a part of a sound state.
+    #[must_use]
+    pub fn leaves_out(&self) -> bool {
+        matches!(&self.kind, Kind::BuiltIn(subject) if subject.strategy.is_log())
+    }
+
     /// What the subject's load takes of a state file.
     #[must_use]
     pub fn settled_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {

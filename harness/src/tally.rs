@@ -205,6 +205,7 @@ mod tests {
             verdict,
             leftovers: false,
             reactions: Vec::new(),
+            unknown: None,
             evidence: None,
         }
     }

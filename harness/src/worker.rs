@@ -111,6 +111,7 @@ impl<'a> Worker<'a> {
             violations: violations.clone(),
             exit: outcome.exit,
             steps,
+            calls: None,
             seed: self.request.seed.0,
             explanation: None,
         };

@@ -9,6 +9,7 @@ mod log;
 mod state;
 mod storage;
 mod strategy;
+mod temp;
 
 pub use log::LOG_FILE;
 pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN, Version};

@@ -108,7 +108,7 @@ pub fn append(
         if end < log.len() {
             disk.truncate(file, end as u64)?;
         }
-        super::strategy::Handle { disk, file }.write_all(&record)?;
+        crate::temp::Handle { disk, file }.write_all(&record)?;
         if when == Ack::Written {
             ack(version.number);
         }
@@ -122,7 +122,7 @@ pub fn append(
     }
     written.and(disk.close(file))?;
     if is_new {
-        super::strategy::sync_directory(disk, directory)?;
+        crate::strategy::sync_directory(disk, directory)?;
     }
     if when == Ack::Synced {
         ack(version.number);

@@ -5,20 +5,16 @@
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
-
-use rand::TryRng;
-use rand::rngs::SysRng;
 
 use crate::log::{self, Ack, Format, LOG_FILE};
 use crate::state::{BotState, Version};
-use crate::storage::{FileId, Open, Storage};
+use crate::storage::{Open, Storage};
+use crate::temp::{Handle, TEMP_PREFIX, Temp};
 
 /// The name of the state file in the state directory.
 pub const STATE_FILE: &str = "state.json";
-/// What the random temp names begin with.
-const TEMP_PREFIX: &str = ".state.json.";
 /// The name of the backup, of strategies that keep one.
 const BACKUP_FILE: &str = "state.json.bak";
 
@@ -510,46 +506,6 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
-}
-
-/// A file beside the target, to be renamed over it.
-struct Temp {
-    path: PathBuf,
-    how: Open,
-}
-
-impl Temp {
-    /// The same name every time: what a crash left is overwritten by the next save.
-    fn fixed(target: &Path) -> Self {
-        let mut path = target.as_os_str().to_owned();
-        path.push(".tmp");
-        Self { path: path.into(), how: Open::Truncate }
-    }
-
-    /// A new name every time: two savers never share one.
-    ///
-    /// Drawn from the kernel: a generator in the process would draw the same names again in a
-    /// forked child.
-    fn random(directory: &Path) -> io::Result<Self> {
-        let number = SysRng.try_next_u64().map_err(io::Error::other)?;
-        Ok(Self { path: directory.join(format!("{TEMP_PREFIX}{number:016x}")), how: Open::New })
-    }
-}
-
-/// An open file as a writer.
-pub(crate) struct Handle<'a> {
-    pub(crate) disk: &'a mut dyn Storage,
-    pub(crate) file: FileId,
-}
-
-impl Write for Handle<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.disk.write(self.file, bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

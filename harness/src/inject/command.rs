@@ -155,6 +155,12 @@ impl<'a> CommandInjector<'a> {
         Ok(checks)
     }
 
+    /// Whether the recovery has left none of the bytes of the state files that there were.
+    fn lost_all(&self, before: &Survivor) -> Result<bool> {
+        let after = self.runner.survivor(&self.learned.state)?;
+        Ok(before.size() > 0 && after.size() == 0)
+    }
+
     fn recover(&mut self, survivor: &Survivor, acks: u64) -> Result<Recovery> {
         let early = self.before_first_save(survivor, acks);
         let Some(recover) = self.recover.as_ref() else { return Ok(Recovery::default()) };
@@ -162,6 +168,7 @@ impl<'a> CommandInjector<'a> {
             return Ok(Recovery::default());
         }
         let load = match recover.run(self.learned.timeout)? {
+            Said::Yes if self.lost_all(survivor)? => Load::Default,
             Said::Yes => Load::Loaded,
             Said::No(why) => Load::Failed(format!("--recover: {why}")),
             Said::Hung => Load::Hung,

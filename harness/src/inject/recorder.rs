@@ -258,10 +258,16 @@ impl Watcher for Recorder<'_> {
         self.data_bytes += op.written() as u64;
         // What this call itself has changed is no store.
         for mapped in &mut self.mapped {
-            mapped.seen = mapped.bytes();
+            let path = mapped.path().and_then(|path| self.scope.place(&path));
+            if path.as_ref() == Some(op.effect.path()) {
+                mapped.seen = mapped.bytes();
+            }
         }
         if let (Call::MapShared, true, Some(file)) = (op.call, op.succeeded(), done.asked.file) {
-            self.mapped.extend(Mapped::of(done.thread.tid().as_raw(), file, &self.mapped));
+            let mapped = Mapped::of(done.thread.tid().as_raw(), file, &self.mapped);
+            // One that is too large is not followed: then its calls do not explain what it leaves.
+            let fits = |mapped: &Mapped| mapped.seen.len() as u64 <= self.data_bytes_max;
+            self.mapped.extend(mapped.filter(fits));
         }
         self.trace.ops.push(op);
         self.last_op_at = Instant::now();

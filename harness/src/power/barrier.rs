@@ -25,6 +25,10 @@ struct InodeProgress {
     touched_by: Vec<u32>,
     /// All of those before this one are forced.
     touched: usize,
+    /// All of the steps that set its length before this one are forced.
+    resizes: usize,
+    /// All of what gives it, and the directories above it, a name before this one is forced.
+    named: usize,
 }
 
 impl Progress {
@@ -127,11 +131,13 @@ impl Lowering<'_> {
 
     /// The names, and the length, that a barrier on an inode takes care of.
     fn names_of(&mut self, ino: Ino, promise: Promise, growth: usize) {
-        let resizes = self.lowered.inode(ino).resizes.clone();
+        let resizes = self.lowered.inode(ino).resizes.len();
         match self.flags.fsync_of_file {
             FsyncOfFile::NoNames => {
-                for step in resizes {
-                    self.force_step(step);
+                let progress = &mut self.forced.inodes[ino.0 as usize];
+                let from = std::mem::replace(&mut progress.resizes, resizes);
+                for index in from..resizes {
+                    self.force_step(self.lowered.inode(ino).resizes[index]);
                 }
             }
             FsyncOfFile::OwnNames => {
@@ -141,7 +147,7 @@ impl Lowering<'_> {
             FsyncOfFile::AllBefore => {
                 let touched = match promise {
                     Promise::All => self.forced.inodes[ino.0 as usize].touched_by.last().copied(),
-                    Promise::Data => resizes.last().copied(),
+                    Promise::Data => self.lowered.inode(ino).resizes.last().copied(),
                 };
                 let touched = touched.map_or(0, |step| step as usize + 1);
                 self.steps_up_to(touched.max(growth));
@@ -182,23 +188,16 @@ impl Lowering<'_> {
 
     /// The making of the directories that lead to an inode.
     fn parents(&mut self, ino: Ino) {
-        let steps = &self.forced.inodes[ino.0 as usize].touched_by;
-        let mut open: Vec<Ino> = steps.iter().flat_map(|step| self.directories(*step)).collect();
-        let mut seen = vec![ino];
-        while let Some(directory) = open.pop() {
-            if seen.contains(&directory) {
-                continue;
-            }
-            seen.push(directory);
-            let making: Vec<u32> = self.forced.inodes[directory.0 as usize]
-                .touched_by
-                .iter()
-                .copied()
-                .filter(|step| self.names_it(*step, directory))
-                .collect();
-            for step in making {
-                self.force_step(step);
-                open.extend(self.directories(step));
+        let mut open = vec![ino];
+        while let Some(ino) = open.pop() {
+            let progress = &mut self.forced.inodes[ino.0 as usize];
+            let from = std::mem::replace(&mut progress.named, progress.touched_by.len());
+            let steps = progress.touched_by[from..].to_vec();
+            for step in steps {
+                if self.names_it(step, ino) {
+                    self.force_step(step);
+                    open.extend(self.directories(step));
+                }
             }
         }
     }
@@ -235,7 +234,10 @@ impl Lowering<'_> {
         let mut whole = true;
         for (index, change) in inode.changes.iter_mut().enumerate().skip(from) {
             let sizes_only = what == Pushes::Allocates && !matches!(change.what, Content::Size(_));
-            if change.time >= until || sizes_only {
+            if change.time >= until {
+                break;
+            }
+            if sizes_only {
                 whole = false;
             } else if change.forced == NEVER {
                 change.forced = moment;

@@ -20,7 +20,8 @@ pub struct View {
     positions: Vec<u32>,
     /// For each lane: what lies at or behind this was cut off since that piece.
     limits: Vec<u64>,
-    /// The cuts so far: when, and to what length.
+    /// The cuts that are of account: when, and to what length. Later ones are to more, or the earlier
+    /// would be of none.
     cuts: Vec<(Time, u64)>,
 }
 
@@ -58,7 +59,7 @@ pub struct Tree {
     pub nodes: Vec<Node>,
     /// Of a sample: the changes that each content has and that are not given.
     pub sets: Option<Vec<Vec<u32>>>,
-    /// Whether there are more than may be.
+    /// Whether these are all that there are.
     pub complete: bool,
 }
 
@@ -67,6 +68,15 @@ pub struct Tree {
 pub struct Cache {
     parts: HashMap<(Ino, u32, u32, u64), Fingerprint>,
     stale: HashMap<(u64, u64), Fingerprint>,
+}
+
+/// Where what is not forced of an inode begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FirstFree {
+    /// Among its changes.
+    pub changes: usize,
+    /// Among the steps that set its length.
+    pub resizes: usize,
 }
 
 /// Which micro-ops can be in a set.
@@ -101,7 +111,7 @@ impl View {
     /// Sets the length, as a step of this time does.
     pub fn resize(&mut self, at: At<'_>, cache: &mut Cache, time: Time, length: u64, cuts: bool) {
         if cuts {
-            self.cuts.push((time, length));
+            self.cut(time, length);
             for (index, lane) in at.inode.lanes.iter().enumerate() {
                 if time_of(lane, self.positions[index]) < time && length < self.limits[index] {
                     self.relimit(at, cache, index, length);
@@ -111,6 +121,21 @@ impl View {
         if time >= self.sized_at {
             self.set_size(at, cache, length, time);
         }
+    }
+
+    /// Notes a cut.
+    fn cut(&mut self, time: Time, length: u64) {
+        let place = self.cuts.partition_point(|(other, _)| *other <= time);
+        if self.cuts.get(place).is_none_or(|(_, later)| *later > length) {
+            let kept = self.cuts[..place].partition_point(|(_, earlier)| *earlier < length);
+            self.cuts.splice(kept..place, [(time, length)]);
+        }
+    }
+
+    /// What a piece of this time was cut to since.
+    fn cut_since(&self, time: Time) -> u64 {
+        let place = self.cuts.partition_point(|(other, _)| *other <= time);
+        self.cuts.get(place).map_or(u64::MAX, |(_, length)| *length)
     }
 
     fn relimit(&mut self, at: At<'_>, cache: &mut Cache, lane: usize, limit: u64) {
@@ -155,8 +180,7 @@ impl View {
                 if piece > position {
                     let old = self.value(at, cache, lane);
                     self.positions[lane] = piece;
-                    let later = self.cuts.iter().filter(|(time, _)| *time > change.time);
-                    self.limits[lane] = later.map(|(_, length)| *length).min().unwrap_or(u64::MAX);
+                    self.limits[lane] = self.cut_since(change.time);
                     let new = self.value(at, cache, lane);
                     self.sum = self.sum.minus(old).plus(new);
                 }
@@ -205,8 +229,8 @@ impl View {
             _ => false,
         };
         let cut_off = self.limits[index] <= start;
-        let cuts = self.cuts.iter().filter(|(_, length)| *length <= start);
-        let cut_at = cuts.map(|(time, _)| *time).max();
+        let before = self.cuts.partition_point(|(_, length)| *length <= start).checked_sub(1);
+        let cut_at = before.map(|last| self.cuts[last].0);
         (start < self.size && (nothing || cut_off) && lane.is_due(cut_at, self.sized_at))
             .then(|| (start, self.size.min(start + block_bytes)))
     }
@@ -294,8 +318,7 @@ impl Cache {
 }
 
 /// The changes of an inode among which there is a choice.
-pub(super) struct Free<'a> {
-    at: At<'a>,
+pub(super) struct Free {
     /// The index of the first.
     pub(super) from: usize,
     /// For each change from there on: how many of its needs are not in the set; `None` for one
@@ -311,7 +334,7 @@ impl Tree {
     pub fn grow(
         at: At<'_>,
         forced: &View,
-        first_free: usize,
+        first_free: FirstFree,
         choice: &Choice<'_>,
         cache: &mut Cache,
         nodes_max: usize,
@@ -348,15 +371,15 @@ impl Tree {
     }
 
     /// The content that all have, what there is to choose, and a tree with that content only.
-    pub(super) fn start<'a>(
-        at: At<'a>,
+    pub(super) fn start(
+        at: At<'_>,
         forced: &View,
-        first_free: usize,
+        first_free: FirstFree,
         choice: &Choice<'_>,
         cache: &mut Cache,
-    ) -> (View, Free<'a>, Self) {
+    ) -> (View, Free, Self) {
         let mut view = forced.clone();
-        for step in &at.inode.resizes {
+        for step in &at.inode.resizes[first_free.resizes..] {
             let found = &at.lowered.steps[*step as usize];
             if found.forced > choice.barrier
                 && (choice.has_step)(*step)
@@ -365,7 +388,7 @@ impl Tree {
                 view.resize(at, cache, found.time, length, cuts);
             }
         }
-        let (given, free) = Free::of(at, &view, first_free, choice);
+        let (given, free) = Free::of(at, &view, first_free.changes, choice);
         let mut time = Time(0);
         for change in &given {
             let change = &at.inode.changes[*change as usize];
@@ -419,9 +442,9 @@ enum Way<'a> {
     Out(Undo),
 }
 
-impl<'a> Free<'a> {
+impl Free {
     /// What is given by the steps, and what there is to choose.
-    fn of(at: At<'a>, view: &View, from: usize, choice: &Choice<'_>) -> (Vec<u32>, Self) {
+    fn of(at: At<'_>, view: &View, from: usize, choice: &Choice<'_>) -> (Vec<u32>, Self) {
         let changes = &at.inode.changes;
         let until = changes.partition_point(|change| change.time < choice.until).max(from);
         let mut given = Vec::new();
@@ -459,13 +482,12 @@ impl<'a> Free<'a> {
                 }
             }
         }
-        (given, Self { at, from, unmet, needed_by })
+        (given, Self { from, unmet, needed_by })
     }
 
     /// Goes through all sets that have, with each change, all that it needs; each set is reached
     /// once, by adding its changes in the order of their times.
     fn each_set(mut self, visit: &mut dyn FnMut(u32, u32, Way<'_>) -> Option<u32>) {
-        let _ = self.at;
         let first: Vec<u32> = (0..self.unmet.len())
             .filter(|index| self.unmet[*index] == Some(0))
             .map(|index| super::lower::count(index + self.from))
@@ -514,9 +536,7 @@ impl View {
             Content::Size(_) => change.time < self.sized_at,
             Content::Data { lane, piece } => {
                 let start = at.inode.lanes[lane as usize].block * at.block_bytes;
-                let cut_off =
-                    self.cuts.iter().any(|(time, length)| *time > change.time && *length <= start);
-                cut_off || piece <= self.positions[lane as usize]
+                self.cut_since(change.time) <= start || piece <= self.positions[lane as usize]
             }
         }
     }

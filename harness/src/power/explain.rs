@@ -37,6 +37,8 @@ pub enum Remedy {
     AckLater,
     /// A checksum in each record.
     Checksum,
+    /// A recovery that replaces the state as a save does.
+    SaferRecovery,
     /// Nothing that is known here.
     Unknown,
 }
@@ -70,6 +72,10 @@ impl Remedy {
             Self::AckLater => "the ack comes too early: give it when the sync has returned",
             Self::Checksum => {
                 "a record can be torn: give each a checksum, and let the load stop at a bad one"
+            }
+            Self::SaferRecovery => {
+                "let the recovery replace files as a save does: a temporary file, fsync, rename, fsync \
+                 of the directory"
             }
             Self::Unknown => "sync what is lost before what is durable, or before the ack",
         }
@@ -205,16 +211,7 @@ impl Broken<'_> {
             return (words, Some(op), Remedy::SyncFile);
         }
         if let Some(op) = self.written_on(naming, ino) {
-            let words = match writes.is_empty() {
-                true => format!(
-                    "{} is durable, and the power went before the rest of the file was written",
-                    self.name_of(op)
-                ),
-                false => {
-                    let what = self.bytes_of(&writes);
-                    format!("{} is durable, {what} not", self.name_of(op))
-                }
-            };
+            let words = self.too_early(op, &writes, "the rest of the file was written");
             return (words, Some(op), Remedy::WriteBeforeRename);
         }
         if let Some(op) = self.crossed() {
@@ -227,18 +224,24 @@ impl Broken<'_> {
             return (words, Some(op), Remedy::TempBeside);
         }
         if let Some(away) = self.removed_before(naming) {
-            let words = match writes.is_empty() {
-                true => format!(
-                    "{} is durable, and the power went before the new file was written",
-                    self.name_of(away)
-                ),
-                false => {
-                    let what = self.bytes_of(&writes);
-                    format!("{} is durable, {what} not", self.name_of(away))
-                }
-            };
+            let words = self.too_early(away, &writes, "the new file was written");
             return (words, Some(away), Remedy::KeepOldName);
         }
+        self.in_place(ino, lost)
+    }
+
+    /// An op that is durable, and what should have been so before it.
+    fn too_early(&self, op: usize, writes: &[(usize, usize)], before: &str) -> String {
+        let op = self.name_of(op);
+        match writes.is_empty() {
+            true => format!("{op} is durable, and the power went before {before}"),
+            false => format!("{op} is durable, {} not", self.bytes_of(writes)),
+        }
+    }
+
+    /// A file that is changed where it is.
+    fn in_place(&self, ino: Ino, lost: &Lost) -> (String, Option<usize>, Remedy) {
+        let writes = lost.of(ino);
         let cut = self.lowered.inode(ino).resizes.iter().rev().find(|step| {
             self.state.has_step(self.lowered, **step)
                 && self.lowered.steps[**step as usize].time < self.moment

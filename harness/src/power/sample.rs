@@ -8,7 +8,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::contents::{At, Cache, Choice, Free, Node, Tree, View};
+use super::contents::{At, Cache, Choice, FirstFree, Free, Node, Tree, View};
 use super::profile::Names;
 use super::walk::{Complete, Found, Go, Order, Thorough, Walk};
 
@@ -132,7 +132,7 @@ impl Tree {
     pub(super) fn sample(
         at: At<'_>,
         forced: &View,
-        first_free: usize,
+        first_free: FirstFree,
         choice: &Choice<'_>,
         cache: &mut Cache,
         (nodes_max, seed): (usize, u64),
@@ -188,7 +188,7 @@ fn wishes(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> 
     wishes
 }
 
-impl Free<'_> {
+impl Free {
     /// A legal set that is as close to a wish as can be: one change that is wished alone, or two,
     /// bring what they need; else what lacks its needs is left out.
     fn closed(&self, at: At<'_>, possible: &[usize], wish: &[bool]) -> Vec<u32> {

@@ -26,6 +26,12 @@ pub struct CrashState {
 }
 
 impl CrashState {
+    /// The same disk at another moment, if that is later.
+    #[must_use]
+    pub fn at(&self, moment: crate::power::Time) -> Self {
+        Self { moment: moment.0.max(self.moment), ..self.clone() }
+    }
+
     /// Whether a recording has all that the set names.
     #[must_use]
     pub fn fits(&self, lowered: &Lowered) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use super::contents::{At, Cache, Choice, Tree, View, later};
+use super::contents::{At, Cache, Choice, FirstFree, Tree, View, later};
 use super::fingerprint::Fingerprint;
 use super::names::{NamesView, relevant};
 use super::profile::Pushes;
@@ -15,7 +15,7 @@ use super::{Ino, Kind, Lowered, StepChange, Time};
 pub enum Seen {
     /// Nothing.
     Missing,
-    /// A directory, or a symbolic link that leads nowhere.
+    /// A directory.
     NoFile,
     /// A file of this size and fingerprint.
     File(u64, Fingerprint),
@@ -111,15 +111,15 @@ pub enum Thorough {
 /// What is forced of an inode, up to some barrier.
 struct Forced {
     view: View,
-    /// The first change that is not forced.
-    first_free: usize,
+    /// Where what is not forced begins.
+    first_free: FirstFree,
     /// The barrier up to which that is so.
     barrier: Option<Time>,
 }
 
 impl Forced {
     fn new(at: At<'_>) -> Self {
-        Self { view: View::new(at.inode), first_free: 0, barrier: None }
+        Self { view: View::new(at.inode), first_free: FirstFree::default(), barrier: None }
     }
 }
 
@@ -342,36 +342,37 @@ impl<'a> Walk<'a> {
         if forced.barrier == Some(epoch.barrier) {
             return;
         }
-        let is_new = |since: Time| {
-            since <= epoch.barrier && forced.barrier.is_none_or(|before| since > before)
-        };
-        let changes = &at.inode.changes;
-        let mut resizes = at.inode.resizes.iter().map(|step| &self.lowered.steps[*step as usize]);
-        let mut next = resizes.by_ref().find(|step| is_new(step.forced));
-        let mut view = forced.view.clone();
-        let resize = |view: &mut View, step: &super::Step, cache: &mut Cache| {
-            if let StepChange::Resize { length, cuts, .. } = step.change {
-                view.resize(at, cache, step.time, length, cuts);
+        let before = forced.barrier;
+        let is_new =
+            |since: Time| since <= epoch.barrier && before.is_none_or(|before| since > before);
+        let (changes, resizes) = (&at.inode.changes, &at.inode.resizes);
+        let step_of = |index: usize| &self.lowered.steps[resizes[index] as usize];
+        let mut open = (forced.first_free.resizes..resizes.len())
+            .filter(|index| is_new(step_of(*index).forced))
+            .peekable();
+        let (view, cache) = (&mut forced.view, &mut self.cache);
+        let mut resize_before = |view: &mut View, cache: &mut Cache, time: Time| {
+            while let Some(index) = open.next_if(|index| step_of(*index).time < time) {
+                let step = step_of(index);
+                if let StepChange::Resize { length, cuts, .. } = step.change {
+                    view.resize(at, cache, step.time, length, cuts);
+                }
             }
         };
         let until = changes.partition_point(|change| change.time < epoch.last);
-        for change in &changes[forced.first_free..until] {
-            if !is_new(change.forced) {
-                continue;
-            }
-            while let Some(step) = next.filter(|step| step.time < change.time) {
-                resize(&mut view, step, &mut self.cache);
-                next = resizes.by_ref().find(|step| is_new(step.forced));
-            }
-            view.add(at, &mut self.cache, change);
+        let first = forced.first_free.changes;
+        for change in changes[first..until].iter().filter(|change| is_new(change.forced)) {
+            resize_before(view, cache, change.time);
+            view.add(at, cache, change);
         }
-        while let Some(step) = next {
-            resize(&mut view, step, &mut self.cache);
-            next = resizes.by_ref().find(|step| is_new(step.forced));
+        resize_before(view, cache, Time(u32::MAX));
+        let is_forced = |since: Time| since <= epoch.barrier;
+        let free = &mut forced.first_free;
+        while changes.get(free.changes).is_some_and(|change| is_forced(change.forced)) {
+            free.changes += 1;
         }
-        forced.view = view;
-        while changes.get(forced.first_free).is_some_and(|c| c.forced <= epoch.barrier) {
-            forced.first_free += 1;
+        while free.resizes < resizes.len() && is_forced(step_of(free.resizes).forced) {
+            free.resizes += 1;
         }
         forced.barrier = Some(epoch.barrier);
     }

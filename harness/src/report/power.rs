@@ -23,6 +23,9 @@ pub struct Cell {
     pub states: u64,
     /// How many distinct survivors they leave.
     pub distinct: usize,
+    /// To how many of them a load or a check was asked, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<usize>,
     /// Whether these are all crash states that there are.
     pub exhaustive: bool,
     /// What the model does not know, if that made all of it worthless.
@@ -67,6 +70,13 @@ pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
             let _ = writeln!(text, "note: {}: {note}", row.name);
         }
         for cell in &row.cells {
+            if let Some(shown) = cell.shown.filter(|shown| *shown < cell.distinct) {
+                let _ = writeln!(
+                    text,
+                    "note: {} on {}: load and checks were asked about {shown} of {} distinct survivors",
+                    row.name, cell.profile, cell.distinct
+                );
+            }
             if let Some(why) = &cell.not_measured {
                 let _ = writeln!(
                     text,

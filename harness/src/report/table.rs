@@ -33,8 +33,9 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
             let _ = writeln!(
                 text,
                 "derived: {}: all {states} states of one recording; {confirmed} were really made, and \
-                 left the same bytes",
-                row.name
+                 left the same bytes{}",
+                row.name,
+                asked(report, row, confirmed)
             );
         }
         if row.tally.leftovers > 0 && !report.promises.contains(&Promise::Tidy) {
@@ -48,6 +49,23 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
     replay_lines(report, &mut text);
     let _ = writeln!(text, "{}", conclusion(report));
     text
+}
+
+/// What only the states that were really made can show.
+fn asked(report: &Report, row: &Row, confirmed: u64) -> String {
+    let needs = [Promise::Checked, Promise::Recoverable, Promise::Tidy];
+    let asked: Vec<_> = needs
+        .into_iter()
+        .filter(|promise| report.promises.contains(promise))
+        .map(|promise| match row.tally.broken.get(&promise) {
+            Some(count) => format!("{} broken in {count}", promise.name()),
+            None => format!("{} held", promise.name()),
+        })
+        .collect();
+    match asked.is_empty() || confirmed == 0 {
+        true => String::new(),
+        false => format!("; in these alone: {}", asked.join(", ")),
+    }
 }
 
 /// What a sweep has met: which calls failed, and whether it came to its end.

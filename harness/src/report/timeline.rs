@@ -1,5 +1,6 @@
 //! A recording for people: what was called, in its order, what makes it durable, and the acks.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -15,13 +16,14 @@ pub fn render(recording: &Recording, lowered: Option<&Lowered>) -> String {
     // Writing to a string can't fail.
     let _ = writeln!(text, "  op  thread  call             what");
     let (trace, mut acks) = (&recording.trace, 0);
+    let coverage = lowered.map(coverage).unwrap_or_default();
     for n in 0..=trace.ops.len() {
         while trace.acks.get(acks).is_some_and(|after| *after <= n) {
             acks += 1;
             let _ = writeln!(text, "              ack {acks}");
         }
         let Some(op) = trace.ops.get(n) else { break };
-        let covered = lowered.map(|lowered| coverage(lowered, n)).unwrap_or_default();
+        let covered = synced(coverage.get(&n));
         let what = format!("{}{}", what(op), result(op));
         let line = format!("{n:4}  {:6}  {:15}  {what:44}  {covered}", op.thread, op.call.name());
         let _ = writeln!(text, "{}", line.trim_end());
@@ -84,16 +86,24 @@ fn result(op: &Op) -> String {
     }
 }
 
-/// Which op makes all of an op durable.
-fn coverage(lowered: &Lowered, n: usize) -> String {
-    let at = Time::of_effect(n);
+/// Which op makes all of each op durable.
+fn coverage(lowered: &Lowered) -> BTreeMap<usize, Time> {
     let steps = lowered.steps.iter().filter(|step| !matches!(step.change, StepChange::Closed));
-    let steps = steps.filter(|step| step.time == at).map(|step| step.forced);
+    let steps = steps.map(|step| (step.time, step.forced));
     let changes = lowered.inodes.iter().flat_map(|inode| &inode.changes);
-    let changes = changes.filter(|change| change.time == at).map(|change| change.forced);
-    match steps.chain(changes).max() {
+    let changes = changes.map(|change| (change.time, change.forced));
+    let mut covered = BTreeMap::new();
+    for (time, forced) in steps.chain(changes) {
+        let latest = covered.entry(time.op()).or_insert(forced);
+        *latest = forced.max(*latest);
+    }
+    covered
+}
+
+fn synced(by: Option<&Time>) -> String {
+    match by {
         None => String::new(),
-        Some(NEVER) => "never synced".to_owned(),
+        Some(&NEVER) => "never synced".to_owned(),
         Some(by) => format!("synced by op {}", by.op()),
     }
 }

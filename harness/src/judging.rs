@@ -1,0 +1,222 @@
+//! What the crash states of a recording are worth: each distinct survivor is judged once for each
+//! version that can be owed, and what breaks a promise is sorted by its cause.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::history::History;
+use crate::oracle;
+use crate::outcome::Outcome;
+use crate::power::derive::{Distinct, Owing};
+use crate::power::survivor::CrashState;
+use crate::power::{Lowered, Time};
+use crate::recorded::{Recording, state_of};
+use crate::tally::Tally;
+use crate::verdict::{Promise, Verdict, Violation, ViolationKind};
+
+/// How many bytes of survivors the oracle looks at on one profile; others that are no version are taken
+/// for what the one before was.
+const LOOKED_AT_MAX: usize = 256 << 20;
+
+/// How many findings of one subject on one profile are explained.
+const EXPLAINED_MAX: usize = 2000;
+
+/// Judges the survivors of one recording on one profile.
+pub struct Judging<'a> {
+    recording: &'a Recording<'a>,
+    lowered: &'a Lowered,
+    profile: &'a str,
+    promises: &'a BTreeSet<Promise>,
+    owed_by_acks: Vec<usize>,
+    /// The verdicts, by crash state.
+    pub tally: Tally,
+    /// What breaks promises, by its cause.
+    pub causes: BTreeMap<String, Cause>,
+    looked_at: usize,
+    explained: usize,
+    /// The cause of the last violation of each kind.
+    usual: HashMap<ViolationKind, String>,
+    /// What the last survivor that is no version broke, and why.
+    last: Option<Known>,
+}
+
+/// What breaks, and its cause.
+type Known = (Vec<ViolationKind>, String);
+
+impl<'a> Judging<'a> {
+    /// Nothing is judged yet.
+    #[must_use]
+    pub fn new(
+        recording: &'a Recording<'a>,
+        lowered: &'a Lowered,
+        profile: &'a str,
+        promises: &'a BTreeSet<Promise>,
+    ) -> Self {
+        let (trace, history) = (&recording.trace, &recording.history);
+        Self {
+            recording,
+            lowered,
+            profile,
+            promises,
+            owed_by_acks: history.owed_by_acks(trace.acks.len(), &trace.said),
+            tally: Tally::default(),
+            causes: BTreeMap::new(),
+            looked_at: 0,
+            explained: 0,
+            usual: HashMap::new(),
+            last: None,
+        }
+    }
+
+    /// Judges one survivor; `reacted` is what the subject, or a check, made of it.
+    pub fn distinct(&mut self, distinct: &Distinct, reacted: &[Violation]) {
+        let mut lost: Option<Known> = None;
+        let mut counted = BTreeSet::new();
+        for owing in &distinct.owing {
+            let is_lost = distinct.version.is_some_and(|version| version < owing.owed);
+            if distinct.version.is_some() && !is_lost && reacted.is_empty() {
+                self.tally.enter(&[], owing.states);
+                continue;
+            }
+            let moment = self.first_moment(distinct.version, owing);
+            let state = owing.first.at(moment);
+            // An older version breaks the same promise, however much newer the one is that is owed; and
+            // when enough was looked at, what is no version is taken for what the one before was.
+            let known = if is_lost { lost.clone() } else { self.taken_for(distinct) };
+            let known = known.filter(|(_, cause)| {
+                self.causes.get(cause).is_some_and(|cause| cause.rank() <= rank(&state))
+            });
+            let (kinds, cause) = match known {
+                Some(known) => known,
+                None => match self.look(state, owing, reacted) {
+                    Some(found) => found,
+                    None => continue,
+                },
+            };
+            self.tally.enter(&kinds, owing.states);
+            if let Some(found) = self.causes.get_mut(&cause) {
+                found.count(&kinds, owing.states, counted.insert(cause.clone()));
+            }
+            match (is_lost, distinct.version) {
+                (true, _) => lost = Some((kinds, cause)),
+                (false, None) => self.last = Some((kinds, cause)),
+                (false, Some(_)) => {}
+            }
+        }
+    }
+
+    /// What a survivor that is no version is taken for without a look.
+    fn taken_for(&self, distinct: &Distinct) -> Option<Known> {
+        // Of a log, what is no version may be sound: a torn record is left out.
+        let sure = distinct.version.is_none() && !self.recording.prepared.leaves_out();
+        self.last.clone().filter(|_| sure && self.looked_at > LOOKED_AT_MAX)
+    }
+
+    /// Has the oracle look at a state; if that breaks nothing, it is counted.
+    fn look(&mut self, state: CrashState, owing: &Owing, reacted: &[Violation]) -> Option<Known> {
+        let acks = self.lowered.acks_at(Time(state.moment));
+        let outcome = self.recording.outcome(self.lowered, self.profile, state, acks);
+        self.looked_at += outcome.survivor.size() + 64;
+        let violations = violations(&outcome, &self.recording.history, self.promises, reacted);
+        let Some(first) = violations.first().map(|violation| violation.kind) else {
+            self.tally.enter(&[], owing.states);
+            return None;
+        };
+        self.explained += 1;
+        let explain = || self.recording.explain(self.lowered, &outcome, first).cause;
+        // What breaks thousands of states breaks the rest for the same reason.
+        let known = self.usual.get(&first).filter(|_| self.explained > EXPLAINED_MAX);
+        let cause = known.cloned().unwrap_or_else(explain);
+        self.usual.insert(first, cause.clone());
+        let kinds = violations.iter().map(|violation| violation.kind).collect();
+        let entry = self.causes.entry(cause.clone());
+        entry.or_insert_with(|| Cause::new(outcome.clone())).offer(outcome, violations);
+        Some((kinds, cause))
+    }
+
+    /// The first moment at which the state breaks a promise: when the power goes, or when something
+    /// is promised that is not there.
+    fn first_moment(&self, version: Option<usize>, owing: &Owing) -> Time {
+        let start = Time(owing.first.moment);
+        // A whole state breaks what it breaks by what is made of it, and not by what is owed.
+        let Some(version) = version.filter(|version| *version < owing.owed) else { return start };
+        let ack = self.owed_by_acks.partition_point(|owed| *owed <= version).checked_sub(1);
+        let ops = ack.and_then(|ack| self.lowered.trace.acks.get(ack));
+        ops.map_or(start, |ops| start.max(Time::after_ops(*ops)))
+    }
+}
+
+/// What a crash state breaks, by its bytes and by what the subject made of it.
+fn violations(
+    outcome: &Outcome,
+    history: &History,
+    promises: &BTreeSet<Promise>,
+    reacted: &[Violation],
+) -> Vec<Violation> {
+    let owed = oracle::owed(outcome, history);
+    let mut violations = match oracle::judge(outcome, history, promises) {
+        Verdict::Violated(violations) => violations,
+        Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
+    };
+    // Where nothing is left, as before the first save, the load rightly says so.
+    let begins = |version: usize| history.versions.get(version).is_some_and(BTreeMap::is_empty);
+    let nothing = begins(owed) || (outcome.survivor.files.is_empty() && begins(0));
+    let counts = |violation: &&Violation| {
+        promises.contains(&violation.kind.promise())
+            && !(nothing && violation.kind == ViolationKind::Reset)
+    };
+    violations.extend(reacted.iter().filter(counts).cloned());
+    for violation in &mut violations {
+        // The subject was shown the survivor once, whatever is owed in each state.
+        if violation.kind == ViolationKind::Reset {
+            violation.detail = oracle::reset_detail(owed);
+        }
+    }
+    violations
+}
+
+/// The crash states that break a promise for the same reason.
+pub struct Cause {
+    /// The facts of the best example.
+    pub outcome: Outcome,
+    /// What it breaks.
+    pub violations: Vec<Violation>,
+    /// How many crash states there are.
+    pub states: u64,
+    /// How many distinct survivors they leave.
+    pub survivors: usize,
+    /// What they break first.
+    pub kinds: BTreeMap<ViolationKind, u64>,
+}
+
+impl Cause {
+    fn new(outcome: Outcome) -> Self {
+        let (violations, kinds) = (Vec::new(), BTreeMap::new());
+        Self { outcome, violations, states: 0, survivors: 0, kinds }
+    }
+
+    /// Takes it for the example if it comes earlier, or has lost less.
+    fn offer(&mut self, outcome: Outcome, violations: Vec<Violation>) {
+        if self.violations.is_empty() || rank(state_of(&outcome)) < self.rank() {
+            (self.outcome, self.violations) = (outcome, violations);
+        }
+    }
+
+    /// Counts states, and a survivor that is a new one.
+    fn count(&mut self, kinds: &[ViolationKind], states: u64, fresh: bool) {
+        if let Some(first) = kinds.first() {
+            *self.kinds.entry(*first).or_default() += states;
+        }
+        self.states += states;
+        self.survivors += usize::from(fresh);
+    }
+
+    fn rank(&self) -> (u32, usize) {
+        rank(state_of(&self.outcome))
+    }
+}
+
+/// The less, the better an example: the earlier it is, and the less it has lost.
+fn rank(state: &CrashState) -> (u32, usize) {
+    let kept = state.changes.iter().map(|(_, changes)| changes.len()).sum::<usize>();
+    (state.moment, usize::MAX - state.steps.len() - kept)
+}

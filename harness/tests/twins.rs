@@ -57,6 +57,7 @@ fn every_bad_built_in_is_caught_by_a_scenario_and_every_good_one_by_none() {
             "backup-first",
             "fsync-retry",
             "leaky",
+            "log-ack-early",
             "partial-ok",
             "swallow-errors",
             "truncate-late",

@@ -460,6 +460,6 @@ mod tests {
         assert!(error_of("\"version\":1", "\"version\":2").contains("reads version 1"));
         assert!(error_of("\"result\":3", "\"result\":2").contains("edited"));
         assert!(error_of("\"[1]\"", "\"[2]\"").contains("does not have its hash"));
-        assert!(error_of("\"n\":1,", "\"n\":3,").contains("missing"));
+        assert!(error_of("\"op\":{\"n\":1,", "\"op\":{\"n\":3,").contains("missing"));
     }
 }

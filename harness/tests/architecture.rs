@@ -67,7 +67,7 @@ fn the_readme_names_every_option_of_the_table_and_no_other() {
     let help = common::crashtest().args(["run", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let options = readme.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
-    let others = ["--release", "--path", "--workspace", "--seccomp-bpf", "--data"];
+    let others = ["--release", "--path", "--workspace", "--seccomp-bpf", "--data", "--bench"];
     for option in options.filter(|word| word.len() > 3 && word.starts_with("--")) {
         assert!(help.contains(option) || others.contains(&option), "there is no {option}");
     }

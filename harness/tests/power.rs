@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
+use crashtest::history::History;
 use crashtest::model::{Files, Node};
 use crashtest::op::{ByteOffset, Call, Effect, Op, Trace};
 use crashtest::outcome::{Content as Bytes, Survivor};
+use crashtest::power::derive::{Budget, derive};
 use crashtest::power::lower::lower;
 use crashtest::power::profile::{EMBEDDED, Names, Profile, Pushes};
 use crashtest::power::walk::{Complete, Go, Seen, Walk};
@@ -398,4 +401,45 @@ fn the_states_of_random_programs_are_those_of_every_subset() {
     }
     // The test says something only if there was a choice.
     assert!(most > 50, "{most}");
+}
+
+/// Saves of a few bytes by a temp file and a rename, synced or not, each with its ack.
+fn saves(count: usize, synced: bool) -> (Files, Trace) {
+    let mut before = Files::default();
+    before.insert("s".into(), Node::File(b"0".to_vec()));
+    let mut trace = Trace::default();
+    for n in 0..count {
+        let mut add = |call, effect| trace.ops.push(Op::new(call, 1, effect, 1));
+        let path = || PathBuf::from("t");
+        add(Call::Open, Effect::Open { path: path(), create: true, truncate: true });
+        let data = format!("{n:09}").into_bytes();
+        add(Call::Write, Effect::Write { path: path(), offset: ByteOffset(0), data });
+        if synced {
+            add(Call::Fsync, Effect::Sync { path: path() });
+        }
+        add(Call::Close, Effect::Close { path: path() });
+        add(Call::Rename, Effect::Rename { from: path(), to: "s".into(), exchange: false });
+        trace.acks.push(trace.ops.len());
+    }
+    (before, trace)
+}
+
+#[test]
+fn a_hundred_thousand_ops_stay_within_their_budget_and_take_seconds() {
+    for synced in [true, false] {
+        let (before, trace) = saves(20_000, synced);
+        let is_state = |path: &Path| path == Path::new("s");
+        let history = History::learn(&trace, &before, &is_state).unwrap();
+        let trace = Arc::new(trace);
+        for (name, _) in EMBEDDED {
+            let started = Instant::now();
+            let lowered = lower(&trace, &before, &Profile::find(name).unwrap().flags).unwrap();
+            let budget = Budget { states_max: 20_000, seed: 1, judged: 1 };
+            let derived = derive(&lowered, &["s".into()], &history, budget, &|| false);
+            assert!(derived.states > 1000, "{name}: {}", derived.states);
+            assert!(derived.states <= 20_000 || derived.exhaustive, "{name}: {}", derived.states);
+            // Quadratic steps would take minutes.
+            assert!(started.elapsed().as_secs() < 20, "{name}: {:?}", started.elapsed());
+        }
+    }
 }

@@ -16,6 +16,8 @@ use super::walk::{Complete, Found, Go, Order, Thorough, Walk};
 const WORK_PER_STATE: usize = 50;
 /// How many blocks are looked at for all states that are wanted, about.
 const BLOCKS_MAX: usize = 50_000_000;
+/// How many steps may be gone through for each state that is wanted.
+const STEPS_PER_STATE: usize = 20;
 /// How many contents are looked at for a set of steps, at least.
 const CONTENTS_MIN: usize = 8;
 /// How many sets of steps are drawn in an epoch, where names come in any order.
@@ -36,14 +38,25 @@ impl Walk<'_> {
         let per_set = (states / sets).clamp(CONTENTS_MIN, 1 << 16);
         // Where even that is too much, some sets of steps are left out.
         let stride = (sets * CONTENTS_MIN / states.max(1)).max(1);
+        // And where even to go through them is too much, of some epochs only the first set is seen.
+        let epoch_stride = (sets / (states * STEPS_PER_STATE).max(1)).max(1);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let (mut free, mut next_step, mut left) = (Vec::new(), 0, states);
         let mut limited = |found: &Found<'_>| {
             left = left.saturating_sub(1);
             if left == 0 { Go::Stop } else { visit(found) }
         };
-        for epoch in epochs {
+        for (number, epoch) in epochs.into_iter().enumerate() {
             self.enter(epoch, &mut free, &mut next_step);
+            if number % epoch_stride != seed as usize % epoch_stride {
+                self.nodes_max = CONTENTS_MIN;
+                self.thorough = Thorough::Sample(random.random());
+                self.first_missing = free.first().copied().unwrap_or(u32::MAX);
+                if self.contents(epoch, &mut limited) == Complete::No {
+                    return Complete::No;
+                }
+                continue;
+            }
             let order = Order::of(self.lowered, &free, &self.relevant);
             self.nodes_max = per_set;
             let mut undo = Vec::new();

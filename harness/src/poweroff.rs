@@ -64,8 +64,8 @@ impl Default for Power {
     }
 }
 
-/// How many bytes of survivors a subject is confronted with.
-const SHOWN_BYTES_MAX: usize = 256 << 20;
+/// How many bytes of survivors a subject is confronted with, on all profiles together.
+const SHOWN_BYTES_MAX: usize = 128 << 20;
 /// Everything that is derived of one subject on one profile.
 struct Explored {
     profile: Profile,
@@ -103,6 +103,7 @@ pub fn cells(
     let mut lefts = Lefts::default();
     for name in &request.power.profiles {
         let profile = Profile::find(name)?;
+        lefts.most += SHOWN_BYTES_MAX / request.power.profiles.len();
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
             Ok(lowered) => explored.push(case.explore(profile, lowered, &mut lefts)),
             Err(NotModelled(why)) => cells.push(case.not_measured(name, why)),
@@ -112,6 +113,8 @@ pub fn cells(
     for one in &explored {
         cells.push(case.judge(one, &reactions, directory)?);
     }
+    // What was explored when Ctrl-C came is not all.
+    let completion = if signals::interrupted() { Completion::Interrupted } else { completion };
     let place = |cell: &Cell| request.power.profiles.iter().position(|name| *name == cell.profile);
     cells.sort_by_key(place);
     Ok((cells, completion))
@@ -125,6 +128,8 @@ struct Lefts {
     known: HashMap<u64, usize>,
     /// How many bytes are kept for that.
     bytes: usize,
+    /// How many there may be with those of this profile.
+    most: usize,
 }
 
 impl Lefts {
@@ -167,7 +172,7 @@ impl Case<'_> {
         let mut confronted = Vec::new();
         for distinct in &derived.survivors {
             let owing = distinct.owing.iter().max_by_key(|owing| owing.owed);
-            let shown = owing.filter(|_| reacts && lefts.bytes < SHOWN_BYTES_MAX).map(|owing| {
+            let shown = owing.filter(|_| reacts && lefts.bytes < lefts.most).map(|owing| {
                 let state = owing.first.at(owing.moment(&lowered));
                 let survivor = state.survivor(&lowered, self.recording.state());
                 let (directory, acks) = (state.directory(&lowered), owing.acks as u64);

@@ -323,6 +323,10 @@ impl Decoder<'_> {
         }
         let exchange = flags & u64::from(libc::RENAME_EXCHANGE) != 0;
         let (from, to) = (self.scope.name(from), self.scope.name(to));
+        if flags & u64::from(libc::RENAME_WHITEOUT) != 0 {
+            // It leaves a device behind, for which there is no model.
+            return Ok(Some(plain(Call::Rename, Effect::Unfollowed { path: to })));
+        }
         Ok(Some(plain(Call::Rename, Effect::Rename { from, to, exchange })))
     }
 

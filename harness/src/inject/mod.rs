@@ -42,7 +42,7 @@ impl Left {
     #[must_use]
     pub fn size(&self) -> usize {
         let size = |node: &Node| if let Node::File(bytes) = node { bytes.len() } else { 0 };
-        self.directory.values().map(size).sum::<usize>() + 256
+        self.directory.values().map(size).sum::<usize>() + self.survivor.size() + 256
     }
 
     /// Puts everything into `directory`, which is empty.

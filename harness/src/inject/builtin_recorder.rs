@@ -22,14 +22,7 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
             .context("write the first state")?;
     }
     let done = Rc::new(Cell::new(0));
-    let mut recorder = Recorder {
-        disk: Disk::default(),
-        root: directory,
-        open: Vec::new(),
-        trace: Trace::default(),
-        flags: 0,
-        done: Rc::clone(&done),
-    };
+    let mut recorder = Recorder::new(directory, &done);
     let started = Instant::now();
     let mut acks = Vec::new();
     let strategy = subject.strategy;
@@ -55,14 +48,7 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
 /// fails ends the recording.
 pub fn record_recovery(subject: &BuiltIn, directory: &Path) -> Result<Trace> {
     let done = Rc::new(Cell::new(0));
-    let mut recorder = Recorder {
-        disk: Disk::default(),
-        root: directory,
-        open: Vec::new(),
-        trace: Trace::default(),
-        flags: 0,
-        done: Rc::clone(&done),
-    };
+    let mut recorder = Recorder::new(directory, &done);
     let (strategy, mut acks) = (subject.strategy, Vec::new());
     let ack = &mut |_| acks.push(done.get());
     // What a failed recovery has done can be cut off, too.
@@ -86,7 +72,12 @@ struct Recorder<'a> {
     done: Rc<Cell<usize>>,
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    fn new(root: &'a Path, done: &Rc<Cell<usize>>) -> Self {
+        let (disk, trace) = (Disk::default(), Trace::default());
+        Self { disk, root, open: Vec::new(), trace, flags: 0, done: Rc::clone(done) }
+    }
+
     fn note(&mut self, call: Call, effect: Effect, result: i64) {
         let flags = std::mem::take(&mut self.flags);
         let nth = 1 + self.trace.ops.iter().filter(|op| op.call == call).count();

@@ -355,3 +355,35 @@ fn a_budget_holds_and_is_told() {
     assert_eq!(cell["exhaustive"], false);
     assert!((100..=3000).contains(&cell["states"].as_u64().unwrap()), "{cell:#}");
 }
+
+/// What is broken anywhere when a sound save is looked at with these options.
+fn sound_save_broken_by(options: &[&str]) -> Option<Vec<String>> {
+    let (python, true) = (python()?, common::can_follow()) else { return None };
+    let begin = with_state("state", &[b'0'; 6000]);
+    let begin = begin.path().to_str().unwrap();
+    let save =
+        "for n in (1, 2):\n    put('t', body(n)); os.rename('t', 'state'); sync('.'); ack(n)\n";
+    let script = format!("{PYTHON}{save}");
+    let results = tempfile::tempdir().unwrap();
+    let base = ["--ack", "saved", "--init", begin, "--state", "state", "--profile", "ext4,btrfs"];
+    let (_, report) =
+        program(results.path(), &[&base[..], options].concat(), &[&python, "-c", &script]);
+    let row = &report["subjects"][0];
+    Some(broken(row).into_values().flatten().collect())
+}
+
+#[test]
+fn a_check_that_objects_to_a_whole_state_loses_no_ack_and_sees_temporary_files() {
+    let Some(broken) = sound_save_broken_by(&["--check", "! grep -q 0001 state"]) else { return };
+    assert_eq!(broken, ["checked", "checked"]);
+    let broken = sound_save_broken_by(&["--check", "test ! -e t"]).unwrap();
+    assert_eq!(broken, ["checked", "checked"]);
+    assert_eq!(sound_save_broken_by(&["--check", "test -s state"]).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_recovery_that_throws_the_state_away_is_a_reset() {
+    let Some(broken) = sound_save_broken_by(&["--recover", "rm -f state"]) else { return };
+    assert_eq!(broken, ["recoverable", "recoverable"]);
+    assert_eq!(sound_save_broken_by(&["--recover", "test -s state"]).unwrap(), [""; 0]);
+}

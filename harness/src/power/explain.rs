@@ -39,6 +39,8 @@ pub enum Remedy {
     Checksum,
     /// A recovery that replaces the state as a save does.
     SaferRecovery,
+    /// A look at what the load, or the check, objects to.
+    LookAtObjection,
     /// Nothing that is known here.
     Unknown,
 }
@@ -77,6 +79,9 @@ impl Remedy {
                 "let the recovery replace files as a save does: a temporary file, fsync, rename, fsync \
                  of the directory"
             }
+            Self::LookAtObjection => {
+                "look at the directory that `crashtest replay` keeps, and run the load or the check there"
+            }
             Self::Unknown => "sync what is lost before what is durable, or before the ack",
         }
     }
@@ -97,6 +102,20 @@ pub struct Explanation {
     pub remedy: Remedy,
     /// What explanations of the same cause have in common.
     pub cause: String,
+}
+
+impl Explanation {
+    /// Of a state whose files are all whole, and as new as they must be.
+    #[must_use]
+    pub fn of_whole(after_ops: usize, kind: ViolationKind) -> Self {
+        let words =
+            "each state file is a whole version, and no older than what was promised: the load or \
+                     the check objects to that version, or to what lies beside it"
+                .to_owned();
+        let (lost, durable, remedy) = (Vec::new(), None, Remedy::LookAtObjection);
+        let cause = format!("{} {remedy:?}", kind.promise().name());
+        Self { after_ops, lost, durable, words, remedy, cause }
+    }
 }
 
 /// A crash state that breaks a promise.

@@ -10,14 +10,15 @@ use rand_chacha::ChaCha8Rng;
 
 use super::contents::{At, Cache, Choice, FirstFree, Free, Node, Tree, View};
 use super::profile::Names;
-use super::walk::{Complete, Found, Go, Order, Thorough, Walk};
+use super::walk::{Complete, Epoch, Found, Go, Order, Thorough, Walk};
 
 /// How many changes may be added and taken back for each state that is wanted.
 const WORK_PER_STATE: usize = 50;
 /// How many blocks are looked at for all states that are wanted, about.
 const BLOCKS_MAX: usize = 50_000_000;
-/// How many steps may be gone through for each state that is wanted.
-const STEPS_PER_STATE: usize = 20;
+/// How many states of an epoch are looked at, at least; where there are too many epochs, some are left
+/// out.
+const EPOCH_STATES_MIN: usize = 32;
 /// How many contents are looked at for a set of steps, at least.
 const CONTENTS_MIN: usize = 8;
 /// How many sets of steps are drawn in an epoch, where names come in any order.
@@ -33,66 +34,18 @@ impl Walk<'_> {
     ) -> Complete {
         let epochs = self.epochs();
         let blocks = self.lowered.inodes.iter().map(|inode| inode.lanes.len()).max().unwrap_or(0);
-        let states = states.min(BLOCKS_MAX / (blocks + 50));
-        let sets = self.count_of_prefixes().max(1);
-        let per_set = (states / sets).clamp(CONTENTS_MIN, 1 << 16);
-        // Where even that is too much, some sets of steps are left out.
-        let stride = (sets * CONTENTS_MIN / states.max(1)).max(1);
-        // And where even to go through them is too much, of some epochs only the first set is seen.
-        let epoch_stride = (sets / (states * STEPS_PER_STATE).max(1)).max(1);
+        let states = states.min(BLOCKS_MAX / (blocks + 50)).max(EPOCH_STATES_MIN);
+        // Where there are too many epochs some are left out, but not the last, at whose end all is owed.
+        let stride = (epochs.len() * EPOCH_STATES_MIN).div_ceil(states).max(1);
+        let seen = epochs.len() / stride + 2;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let (mut free, mut next_step, mut left) = (Vec::new(), 0, states);
-        let mut limited = |found: &Found<'_>| {
-            left = left.saturating_sub(1);
-            if left == 0 { Go::Stop } else { visit(found) }
-        };
+        let (mut free, mut next_step) = (Vec::new(), 0);
+        let last = epochs.len() - 1;
         for (number, epoch) in epochs.into_iter().enumerate() {
             self.enter(epoch, &mut free, &mut next_step);
-            if number % epoch_stride != seed as usize % epoch_stride {
-                self.nodes_max = CONTENTS_MIN;
-                self.thorough = Thorough::Sample(random.random());
-                self.first_missing = free.first().copied().unwrap_or(u32::MAX);
-                if self.contents(epoch, &mut limited) == Complete::No {
-                    return Complete::No;
-                }
-                continue;
-            }
-            let order = Order::of(self.lowered, &free, &self.relevant);
-            self.nodes_max = per_set;
-            let mut undo = Vec::new();
-            let count = order.choices.len();
-            for set in 0..=count {
-                if set > 0 {
-                    undo.push(self.choose(&order.choices[set - 1]));
-                }
-                self.first_missing = order.missing_after(set.checked_sub(1));
-                let ends = set == 0 || set == count;
-                if ends || set % stride == seed as usize % stride {
-                    self.thorough = Thorough::Sample(random.random());
-                    if self.contents(epoch, &mut limited) == Complete::No {
-                        return Complete::No;
-                    }
-                }
-            }
-            for undo in undo.into_iter().rev() {
-                self.take_back(undo);
-            }
-            if self.lowered.flags.names == Names::InOrder {
-                continue;
-            }
-            self.first_missing = u32::MAX;
-            for set in drawn_sets(count, &mut random) {
-                self.thorough = Thorough::Sample(random.random());
-                let undo: Vec<_> = order
-                    .closed(&set)
-                    .into_iter()
-                    .map(|choice| self.choose(&order.choices[choice]))
-                    .collect();
-                let complete = self.contents(epoch, &mut limited);
-                for undo in undo.into_iter().rev() {
-                    self.take_back(undo);
-                }
-                if complete == Complete::No {
+            if number == last || number % stride == seed as usize % stride {
+                let share = (states / seen).max(1);
+                if self.sample_of(epoch, &free, share, &mut random, visit) == Go::Stop {
                     return Complete::No;
                 }
             }
@@ -100,25 +53,72 @@ impl Walk<'_> {
         Complete::No
     }
 
-    /// How many prefixes of free steps there are in all epochs.
-    fn count_of_prefixes(&self) -> usize {
-        let barriers = self.lowered.barriers();
-        let free = |step: &super::Step| {
-            let from = barriers.partition_point(|barrier| *barrier <= step.time);
-            let to = barriers.partition_point(|barrier| *barrier < step.forced);
-            1 + to.saturating_sub(from)
+    /// Shows about so many states of one epoch.
+    fn sample_of(
+        &mut self,
+        epoch: Epoch,
+        free: &[u32],
+        states: usize,
+        random: &mut ChaCha8Rng,
+        visit: &mut dyn FnMut(&Found<'_>) -> Go,
+    ) -> Go {
+        let order = Order::of(self.lowered, free, &self.relevant);
+        let count = order.choices.len();
+        let drawn = match self.lowered.flags.names {
+            Names::InOrder => Vec::new(),
+            Names::AnyOrder => drawn_sets(count, DRAWN_SETS.min(states / CONTENTS_MIN / 2), random),
         };
-        self.lowered.steps.iter().map(free).sum::<usize>() + barriers.len()
+        // Nothing, all, and as many between as there is room for.
+        let room = (states / CONTENTS_MIN).saturating_sub(2 + drawn.len()).max(1);
+        let stride = (count + 1).div_ceil(room).max(1);
+        let sets = 2 + count / stride + drawn.len();
+        self.nodes_max = (states / sets).clamp(2, 1 << 16);
+        let (mut left, mut stopped) = (states, false);
+        let mut limited = |found: &Found<'_>| {
+            if left == 0 || stopped {
+                return Go::Stop;
+            }
+            left -= 1;
+            stopped = visit(found) == Go::Stop;
+            Go::On
+        };
+        // All of it first: it must not fall behind the limit.
+        let whole = std::iter::once(vec![true; count]);
+        for set in whole.chain(drawn) {
+            let chosen = order.closed(&set);
+            self.thorough = Thorough::Sample(random.random());
+            self.first_missing = order.missing_after(chosen.last().copied());
+            let undo: Vec<_> =
+                chosen.into_iter().map(|choice| self.choose(&order.choices[choice])).collect();
+            let complete = self.contents(epoch, &mut limited);
+            undo.into_iter().rev().for_each(|undo| self.take_back(undo));
+            if complete == Complete::No {
+                break;
+            }
+        }
+        let mut undo = Vec::new();
+        for set in 0..count {
+            self.first_missing = order.missing_after(set.checked_sub(1));
+            if set % stride == 0 {
+                self.thorough = Thorough::Sample(random.random());
+                if self.contents(epoch, &mut limited) == Complete::No {
+                    break;
+                }
+            }
+            undo.push(self.choose(&order.choices[set]));
+        }
+        undo.into_iter().rev().for_each(|undo| self.take_back(undo));
+        if stopped { Go::Stop } else { Go::On }
     }
 }
 
-/// Sets among so many choices: all but one, one, and random ones.
-fn drawn_sets(count: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> {
-    let last = count.saturating_sub(DRAWN_SETS / 4)..count;
+/// About so many sets among so many choices: all but one, one, and random ones.
+fn drawn_sets(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> {
+    let last = count.saturating_sub(most / 4)..count;
     let but_one = last.clone().map(|out| (0..count).map(|n| n != out).collect());
     let one = last.map(|only| (0..count).map(|n| n == only).collect());
     let mut sets: Vec<Vec<bool>> = but_one.chain(one).collect();
-    while count > 0 && sets.len() < DRAWN_SETS {
+    while count > 0 && sets.len() < most {
         let share = random.random_range(0.05..0.95);
         sets.push((0..count).map(|_| random.random_bool(share)).collect());
     }

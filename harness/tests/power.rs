@@ -345,6 +345,18 @@ fn enumerated(lowered: &Lowered, paths: &[PathBuf]) -> BTreeSet<State> {
     states
 }
 
+/// What a sample of so many states finds.
+fn drawn(lowered: &Lowered, paths: &[PathBuf], states: usize, seed: u64) -> BTreeSet<State> {
+    let (mut drawn, mut shown) = (BTreeSet::new(), 0);
+    Walk::new(lowered, paths).sampled(states, seed, &mut |found| {
+        shown += 1;
+        drawn.insert(of_survivor(&found.recipe.state().survivor(lowered, paths)));
+        Go::On
+    });
+    assert!((1..=states).contains(&shown), "{shown} states instead of {states}");
+    drawn
+}
+
 /// A state as runs of equal bytes.
 fn runs(state: &State) -> String {
     let file = |(path, bytes): (&PathBuf, &Vec<u8>)| {
@@ -393,6 +405,11 @@ fn the_states_of_random_programs_are_those_of_every_subset() {
                 missing.first().map_or("none".to_owned(), |state| runs(state)),
                 extra.first().map_or("none".to_owned(), |state| runs(state))
             );
+            for states in [200, 1 + seed as usize % 40] {
+                let drawn = drawn(&lowered, &paths, states, seed);
+                let illegal: Vec<_> = drawn.difference(&expected).map(runs).collect();
+                assert!(illegal.is_empty(), "{name}, seed {seed}: drawn were {illegal:?}");
+            }
             most = most.max(found.len());
             *compared.entry(name).or_insert(0) += 1;
         }

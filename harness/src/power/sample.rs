@@ -25,32 +25,28 @@ const CONTENTS_MIN: usize = 8;
 const DRAWN_SETS: usize = 64;
 
 impl Walk<'_> {
-    /// Shows about `states` crash states to `visit`, drawn with `seed`.
-    pub fn sampled(
-        &mut self,
-        states: usize,
-        seed: u64,
-        visit: &mut dyn FnMut(&Found<'_>) -> Go,
-    ) -> Complete {
+    /// Shows at most `states` crash states to `visit`, drawn with `seed`.
+    pub fn sampled(&mut self, states: usize, seed: u64, visit: &mut dyn FnMut(&Found<'_>) -> Go) {
         let epochs = self.epochs();
         let blocks = self.lowered.inodes.iter().map(|inode| inode.lanes.len()).max().unwrap_or(0);
-        let states = states.min(BLOCKS_MAX / (blocks + 50)).max(EPOCH_STATES_MIN);
+        let states = states.min((BLOCKS_MAX / (blocks + 50)).max(EPOCH_STATES_MIN));
         // Where there are too many epochs some are left out, but not the last, at whose end all is owed.
-        let stride = (epochs.len() * EPOCH_STATES_MIN).div_ceil(states).max(1);
+        let stride = (epochs.len() * EPOCH_STATES_MIN).div_ceil(states.max(1)).max(1);
         let seen = epochs.len() / stride + 2;
+        let (share, last_only) = ((states / seen).max(1), states < seen);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let (mut free, mut next_step) = (Vec::new(), 0);
         let last = epochs.len() - 1;
         for (number, epoch) in epochs.into_iter().enumerate() {
             self.enter(epoch, &mut free, &mut next_step);
-            if number == last || number % stride == seed as usize % stride {
-                let share = (states / seen).max(1);
-                if self.sample_of(epoch, &free, share, &mut random, visit) == Go::Stop {
-                    return Complete::No;
-                }
+            let drawn = !last_only && number % stride == seed as usize % stride;
+            let share = if last_only { states } else { share };
+            if (number == last || drawn)
+                && self.sample_of(epoch, &free, share, &mut random, visit) == Go::Stop
+            {
+                return;
             }
         }
-        Complete::No
     }
 
     /// Shows about so many states of one epoch.

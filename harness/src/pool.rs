@@ -107,7 +107,7 @@ impl Pool {
             let stop = signals::interrupted();
             if !stop {
                 for worker in &mut self.workers {
-                    worker.fill(next)?;
+                    worker.fill(next);
                 }
             }
             if self.workers.iter().all(|worker| worker.in_hand.is_empty()) {
@@ -143,15 +143,13 @@ impl Pool {
 }
 
 impl Worker {
-    fn fill(&mut self, next: &mut dyn FnMut(u64) -> Option<Range>) -> Result<()> {
+    fn fill(&mut self, next: &mut dyn FnMut(u64) -> Option<Range>) {
         while self.in_hand.len() < IN_HAND {
-            let Some(range) = next(self.next_count) else { return Ok(()) };
+            let Some(range) = next(self.next_count) else { return };
             self.in_hand.push_back((range, Instant::now()));
-            if self.commands.write_all(&command_of(range)).is_err() {
-                return self.died();
-            }
+            // One that has ended does not take it; why it ended is among its answers.
+            let _ = self.commands.write_all(&command_of(range));
         }
-        Ok(())
     }
 
     /// Takes all whole lines that have come.
@@ -296,4 +294,37 @@ fn parse_error(line: &[u8]) -> Error {
         .find(|known| *known as u8 == status)
         .unwrap_or(ExitStatus::Internal);
     Error { status, message, help }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+    use super::*;
+
+    #[test]
+    fn what_a_worker_cannot_have_is_told_even_if_it_ended_before_the_first_command() {
+        let nothing = |_| Err(Error::lacking("no disk").help("buy one"));
+        let mut pool = Pool::start(2, false, nothing).unwrap();
+        for worker in &pool.workers {
+            waitid(Id::Pid(worker.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        }
+        let range = Range { subject: 0, start: 0, stride: 1, count: 1 };
+        let error = pool.run(&mut |_| Some(range), &mut |_, _| Ok(()), &mut || ()).unwrap_err();
+        assert_eq!((error.status, &*error.message), (ExitStatus::MachineLacks, "no disk"));
+        assert_eq!(error.help.as_deref(), Some("buy one"));
+    }
+
+    #[test]
+    fn a_worker_that_is_killed_is_told() {
+        let idle = |_| -> Result<Box<dyn Work>> {
+            nix::unistd::pause();
+            Err(Error::internal("woken"))
+        };
+        let mut pool = Pool::start(1, false, idle).unwrap();
+        nix::sys::signal::kill(pool.workers[0].pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let range = Range { subject: 0, start: 0, stride: 1, count: 1 };
+        let error = pool.run(&mut |_| Some(range), &mut |_, _| Ok(()), &mut || ()).unwrap_err();
+        assert!(error.message.starts_with("a worker died: Signal"), "{}", error.message);
+    }
 }

@@ -126,10 +126,12 @@ impl<'a> Learner<'a> {
             Effect::Open { path, .. } => *self.open.entry(path.clone()).or_default() += 1,
             Effect::Rename { from, to, exchange: false } => {
                 self.unfinished.remove(to);
-                let count = self.open.remove(from).unwrap_or(0);
-                self.open.insert(to.clone(), count);
-                if count > 0 && fresh {
-                    self.unfinished.insert(to.clone(), self.moments.len() - 1);
+                self.open.remove(to);
+                if let Some(count) = self.open.remove(from) {
+                    self.open.insert(to.clone(), count);
+                    if fresh {
+                        self.unfinished.insert(to.clone(), self.moments.len() - 1);
+                    }
                 }
             }
             Effect::Write { path, .. } => {

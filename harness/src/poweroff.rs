@@ -18,7 +18,6 @@ use crate::outcome::{Exit, Outcome};
 use crate::pool::{Completion, Pool, Work};
 use crate::power::Lowered;
 use crate::power::derive::{Budget, Derived, derive};
-use crate::power::explain::Remedy;
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::survivor::CrashState;
@@ -26,13 +25,12 @@ use crate::progress::Progress;
 use crate::record::{Brief, Record};
 use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
-use crate::results::{Kept, RunDirectory, SCHEMA};
+use crate::results::RunDirectory;
 use crate::run::Request;
 use crate::second::{self, Shown};
 use crate::subject::{Kind, Prepared};
 use crate::sweep::Depth;
 use crate::tally::Tally;
-use crate::trial::Trial;
 use crate::verdict::{Promise, Verdict, Violation};
 
 /// What a run of the scenario looks at.
@@ -66,6 +64,7 @@ impl Default for Power {
 
 /// How many bytes of survivors a subject is confronted with, on all profiles together.
 const SHOWN_BYTES_MAX: usize = 128 << 20;
+
 /// Everything that is derived of one subject on one profile.
 struct Explored {
     profile: Profile,
@@ -286,29 +285,10 @@ impl Case<'_> {
         let Some(first) = violations.first() else {
             return Err(Error::internal("a finding without a violation"));
         };
-        let mut explanation = self.recording.explain(&explored.lowered, &outcome, first.kind);
-        if first.detail.starts_with(second::AGAIN) {
-            explanation.words = "the recovery of a sound state is not sound itself".to_owned();
-            explanation.remedy = Remedy::SaferRecovery;
-        }
-        let (name, subject) = &self.request.subjects[self.index];
-        let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
-        let kept = Kept {
-            schema: SCHEMA,
-            id: trial.id(subject),
-            trial,
-            subject: subject.clone(),
-            reach: self.request.reach.clone(),
-            promises: self.request.promises.clone(),
-            injection: outcome.injection.clone(),
-            acks: outcome.acks,
-            violations: violations.clone(),
-            exit: outcome.exit,
-            steps: Vec::new(),
-            calls: Some(self.recording.calls()),
-            seed: self.request.seed.0,
-            explanation: Some(explanation.clone()),
-        };
+        let explanation = self.recording.explain(&explored.lowered, &outcome, first.kind);
+        let mut kept = self.request.kept(self.index, &outcome, &violations);
+        kept.calls = Some(self.recording.calls());
+        kept.explanation = Some(explanation.clone());
         directory.keep(&kept, &outcome)?;
         Ok(Finding {
             kind: first.kind,

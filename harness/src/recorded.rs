@@ -19,7 +19,7 @@ use crate::power::survivor::CrashState;
 use crate::power::{Lowered, Time};
 use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
-use crate::verdict::{Promise, ViolationKind};
+use crate::verdict::ViolationKind;
 use xxhash_rust::xxh3::Xxh3;
 
 /// One subject's recording, ready to be looked at.
@@ -126,15 +126,12 @@ impl<'a> Recording<'a> {
             let content = outcome.survivor.files.get(*path);
             oracle::newest_match(content, &self.history, path).is_none_or(|found| found < owed)
         };
-        let wrong = self.state().iter().find(is_wrong);
-        let asked = [Promise::Checked, Promise::Recoverable, Promise::Tidy];
-        if wrong.is_none() && asked.contains(&kind.promise()) {
-            return Explanation::of_whole(Time(state.moment).ops_begun(), kind);
-        }
-        let wrong = wrong.or(self.state().first());
-        let paths: Vec<PathBuf> = wrong.into_iter().cloned().collect();
         let moment = Time(state.moment);
-        Broken { lowered, paths: &paths, state, moment, kind, ended }.explain()
+        let Some(wrong) = self.state().iter().find(is_wrong) else {
+            return Explanation::of_whole(moment.ops_begun(), kind);
+        };
+        let paths = std::slice::from_ref(wrong);
+        Broken { lowered, paths, state, moment, kind, ended }.explain()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::fault::FaultKind;
 use crate::lab::{self, Lab};
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
+use crate::outcome::Outcome;
 use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Pool, Work};
 use crate::poweroff::{self, Power};
@@ -22,13 +23,14 @@ use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
 use crate::report::{MODEL, Report, Row, Swept};
-use crate::results::{Plan, PlannedSubject, RunDirectory, SCHEMA};
+use crate::results::{Kept, Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
 use crate::steps;
 use crate::subject::{Kind, Prepared, Subject};
 use crate::sweep::{self, Reach};
 use crate::tally::Tally;
-use crate::verdict::Promise;
+use crate::trial::Trial;
+use crate::verdict::{Promise, Violation};
 use crate::worker::Worker;
 
 /// What is to be run.
@@ -435,6 +437,30 @@ fn power_report(
 }
 
 impl Request {
+    /// A violation of a subject with all that its replay needs. The steps, the calls and the
+    /// explanation are for the caller to add.
+    #[must_use]
+    pub fn kept(&self, index: usize, outcome: &Outcome, violations: &[Violation]) -> Kept {
+        let (name, subject) = &self.subjects[index];
+        let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
+        Kept {
+            schema: SCHEMA,
+            id: trial.id(subject),
+            trial,
+            subject: subject.clone(),
+            reach: self.reach.clone(),
+            promises: self.promises.clone(),
+            injection: outcome.injection.clone(),
+            acks: outcome.acks,
+            violations: violations.to_vec(),
+            exit: outcome.exit,
+            steps: Vec::new(),
+            calls: None,
+            seed: self.seed.0,
+            explanation: None,
+        }
+    }
+
     /// What is expected of a subject, on a profile if one is given. What breaks on one full disk may
     /// hold on another.
     #[must_use]

@@ -15,11 +15,10 @@ use crate::outcome::Outcome;
 use crate::plan::Planner;
 use crate::pool::Work;
 use crate::record::Record;
-use crate::results::{Kept, RunDirectory, SCHEMA};
+use crate::results::RunDirectory;
 use crate::run::Request;
 use crate::subject::Prepared;
 use crate::sweep::Reach;
-use crate::trial::Trial;
 use crate::verdict::{Verdict, ViolationKind};
 use crate::volume::{self, Volume};
 
@@ -97,24 +96,8 @@ impl<'a> Worker<'a> {
             [] if outcome.fault.is_told() => self.injector()?.explain(&outcome.fault)?,
             steps => steps.to_vec(),
         };
-        let (name, subject) = &self.request.subjects[index];
-        let trial = Trial { subject: name.clone(), fault: outcome.fault.clone() };
-        let kept = Kept {
-            schema: SCHEMA,
-            id: trial.id(subject),
-            trial,
-            subject: subject.clone(),
-            reach: self.reach.clone(),
-            promises: self.request.promises.clone(),
-            injection: outcome.injection.clone(),
-            acks: outcome.acks,
-            violations: violations.clone(),
-            exit: outcome.exit,
-            steps,
-            calls: None,
-            seed: self.request.seed.0,
-            explanation: None,
-        };
+        let mut kept = self.request.kept(index, outcome, violations);
+        (kept.reach, kept.steps) = (self.reach.clone(), steps);
         self.directory.keep(&kept, outcome)?;
         Ok(Some(kept.id))
     }

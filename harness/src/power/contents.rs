@@ -79,8 +79,14 @@ pub struct FirstFree {
     pub resizes: usize,
 }
 
-/// Which micro-ops can be in a set.
+/// Which micro-ops of an inode can be in a set.
 pub struct Choice<'a> {
+    /// The inode.
+    pub at: At<'a>,
+    /// Its content by what is forced.
+    pub forced: &'a View,
+    /// Where what is not forced begins.
+    pub first_free: FirstFree,
     /// What is in the set of steps.
     pub has_step: &'a dyn Fn(u32) -> bool,
     /// Where names are kept in order: the first step that is not in the set.
@@ -331,15 +337,9 @@ pub(super) struct Free {
 impl Tree {
     /// All contents, but at most `nodes_max` of them.
     #[must_use]
-    pub fn grow(
-        at: At<'_>,
-        forced: &View,
-        first_free: FirstFree,
-        choice: &Choice<'_>,
-        cache: &mut Cache,
-        nodes_max: usize,
-    ) -> Self {
-        let (mut view, free, mut tree) = Self::start(at, forced, first_free, choice, cache);
+    pub fn grow(choice: &Choice<'_>, cache: &mut Cache, nodes_max: usize) -> Self {
+        let (mut view, free, mut tree) = Self::start(choice, cache);
+        let at = choice.at;
         // So many that need nothing alone make too many sets.
         let independent = free.unmet.iter().filter(|unmet| **unmet == Some(0)).count();
         if u32::try_from(independent)
@@ -371,15 +371,10 @@ impl Tree {
     }
 
     /// The content that all have, what there is to choose, and a tree with that content only.
-    pub(super) fn start(
-        at: At<'_>,
-        forced: &View,
-        first_free: FirstFree,
-        choice: &Choice<'_>,
-        cache: &mut Cache,
-    ) -> (View, Free, Self) {
-        let mut view = forced.clone();
-        for step in &at.inode.resizes[first_free.resizes..] {
+    pub(super) fn start(choice: &Choice<'_>, cache: &mut Cache) -> (View, Free, Self) {
+        let at = choice.at;
+        let mut view = choice.forced.clone();
+        for step in &at.inode.resizes[choice.first_free.resizes..] {
             let found = &at.lowered.steps[*step as usize];
             if found.forced > choice.barrier
                 && (choice.has_step)(*step)
@@ -388,7 +383,7 @@ impl Tree {
                 view.resize(at, cache, found.time, length, cuts);
             }
         }
-        let (given, free) = Free::of(at, &view, first_free.changes, choice);
+        let (given, free) = Free::of(&view, choice);
         let mut time = Time(0);
         for change in &given {
             let change = &at.inode.changes[*change as usize];
@@ -444,7 +439,8 @@ enum Way<'a> {
 
 impl Free {
     /// What is given by the steps, and what there is to choose.
-    fn of(at: At<'_>, view: &View, from: usize, choice: &Choice<'_>) -> (Vec<u32>, Self) {
+    fn of(view: &View, choice: &Choice<'_>) -> (Vec<u32>, Self) {
+        let (at, from) = (choice.at, choice.first_free.changes);
         let changes = &at.inode.changes;
         let until = changes.partition_point(|change| change.time < choice.until).max(from);
         let mut given = Vec::new();

@@ -168,8 +168,9 @@ impl<'a> Collector<'a> {
             return;
         };
         known.states += 1;
-        let earlier = found.moment.0 < known.first.moment;
-        if earlier || (found.moment.0 == known.first.moment && found.recipe.size() > known.kept) {
+        let moment = found.recipe.moment.0;
+        let earlier = moment < known.first.moment;
+        if earlier || (moment == known.first.moment && found.recipe.size() > known.kept) {
             known.kept = found.recipe.size();
             known.first = found.recipe.state();
         }

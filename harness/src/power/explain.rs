@@ -11,7 +11,7 @@ use super::names::relevant;
 use super::survivor::CrashState;
 use super::{Content, Ino, Kind, Lowered, StepChange, Time};
 use crate::op::{Call, Effect, Op};
-use crate::verdict::ViolationKind;
+use crate::verdict::{Promise, ViolationKind};
 
 /// What would have helped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,13 +108,16 @@ impl Explanation {
     /// Of a state whose files are all whole, and as new as they must be.
     #[must_use]
     pub fn of_whole(after_ops: usize, kind: ViolationKind) -> Self {
-        let words =
-            "each state file is a whole version, and no older than what was promised: the load or \
-                     the check objects to that version, or to what lies beside it"
-                .to_owned();
-        let (lost, durable, remedy) = (Vec::new(), None, Remedy::LookAtObjection);
+        let (words, remedy) = match kind.promise() {
+            Promise::Checked | Promise::Recoverable | Promise::Tidy => (
+                "each state file is a whole version, and no older than what was promised: the \
+                 load or the check objects to that version, or to what lies beside it",
+                Remedy::LookAtObjection,
+            ),
+            _ => ("the recovery of a sound state is not sound itself", Remedy::SaferRecovery),
+        };
         let cause = format!("{} {remedy:?}", kind.promise().name());
-        Self { after_ops, lost, durable, words, remedy, cause }
+        Self { after_ops, lost: Vec::new(), durable: None, words: words.to_owned(), remedy, cause }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
@@ -109,13 +109,7 @@ impl<'a> Lowering<'a> {
 
     fn directory_and_name(&mut self, path: &Path) -> (Ino, OsString) {
         let mut directory = if path.is_absolute() { Ino(1) } else { Ino(0) };
-        let mut names: Vec<&OsStr> = path
-            .components()
-            .filter_map(|component| match component {
-                Component::Normal(name) => Some(name),
-                _ => None,
-            })
-            .collect();
+        let mut names: Vec<&OsStr> = super::names_in(path).collect();
         let last = names.pop().unwrap_or_default().to_owned();
         for name in names {
             let entry = self.entry_in(directory, name.to_owned());
@@ -257,12 +251,9 @@ impl<'a> Lowering<'a> {
     /// Changes names, in one step.
     fn names(&mut self, changes: Vec<(EntryIndex, Option<Ino>)>) {
         let step = self.next_step();
-        let mut needs = self.needs_of_step();
+        let mut needs = Vec::new();
         for (entry, ino) in &changes {
-            let before = self.last_of_entry.insert(*entry, step);
-            if self.flags.names == Names::AnyOrder {
-                needs.extend(before);
-            }
+            needs.extend(self.last_of_entry.insert(*entry, step));
             let old = std::mem::replace(&mut self.current[entry.0 as usize], *ino);
             let directory = self.lowered.entries[entry.0 as usize].directory;
             for ino in [Some(directory), old, *ino].into_iter().flatten() {
@@ -276,14 +267,6 @@ impl<'a> Lowering<'a> {
 
     fn next_step(&self) -> u32 {
         count(self.lowered.steps.len())
-    }
-
-    /// Where names are kept in order, each step needs the one before.
-    fn needs_of_step(&self) -> Vec<u32> {
-        match self.flags.names {
-            Names::InOrder => self.next_step().checked_sub(1).into_iter().collect(),
-            Names::AnyOrder => Vec::new(),
-        }
     }
 
     fn push_step(&mut self, needs: Vec<u32>, change: StepChange, pushes: Option<(Ino, Pushes)>) {
@@ -315,10 +298,9 @@ impl<'a> Lowering<'a> {
         let Some(ino) = self.find(path) else { return };
         let was_cut = std::mem::take(&mut self.lowered.inodes[ino.0 as usize].cut_to_nothing);
         if was_cut && self.flags.close_after_truncate != Pushes::Nothing {
-            let needs = self.needs_of_step();
             self.forced.touch(ino, self.next_step());
             let pushes = Some((ino, self.flags.close_after_truncate));
-            self.push_step(needs, StepChange::Closed, pushes);
+            self.push_step(Vec::new(), StepChange::Closed, pushes);
         }
     }
 
@@ -330,7 +312,7 @@ impl<'a> Lowering<'a> {
         }
         let step = self.next_step();
         let inode = &mut self.lowered.inodes[ino.0 as usize];
-        let mut needs = inode.resizes.last().copied().into_iter().collect();
+        let needs = inode.resizes.last().copied().into_iter().collect();
         inode.resizes.push(step);
         if length < old {
             // A later cut to less makes an earlier one of no account.
@@ -338,9 +320,6 @@ impl<'a> Lowering<'a> {
             inode.cuts.push((length, step));
         }
         inode.cut_to_nothing |= length == 0;
-        if self.flags.names == Names::InOrder {
-            needs = self.needs_of_step();
-        }
         self.forced.touch(ino, step);
         let resize = StepChange::Resize { ino, length, cuts: length < old };
         self.push_step(needs, resize, None);

@@ -173,7 +173,7 @@ pub struct Step {
     pub time: Time,
     /// Since when it is forced.
     pub forced: Time,
-    /// The steps that it needs.
+    /// The steps that it needs; where names are kept in order, it needs all before it besides.
     pub needs: Vec<u32>,
     /// What it does.
     pub change: StepChange,

@@ -8,7 +8,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::contents::{At, Cache, Choice, FirstFree, Free, Node, Tree, View};
+use super::contents::{At, Cache, Choice, Free, Node, Tree};
 use super::profile::Names;
 use super::walk::{Complete, Epoch, Found, Go, Order, Thorough, Walk};
 
@@ -139,14 +139,12 @@ impl Order {
 impl Tree {
     /// Some contents of an inode: at most `max.0`, drawn with `max.1`.
     pub(super) fn sample(
-        at: At<'_>,
-        forced: &View,
-        first_free: FirstFree,
         choice: &Choice<'_>,
         cache: &mut Cache,
         (nodes_max, seed): (usize, u64),
     ) -> Self {
-        let (view, free, mut tree) = Self::start(at, forced, first_free, choice, cache);
+        let (view, free, mut tree) = Self::start(choice, cache);
+        let at = choice.at;
         let possible: Vec<usize> =
             (0..free.unmet.len()).filter(|index| free.unmet[*index].is_some()).collect();
         let mut random = ChaCha8Rng::seed_from_u64(seed);

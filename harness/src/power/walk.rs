@@ -23,9 +23,7 @@ pub enum Seen {
 
 /// A crash state on its way to the judge.
 pub struct Found<'a> {
-    /// The earliest moment at which it is legal in its epoch.
-    pub moment: Time,
-    /// The last one.
+    /// The last moment at which it is legal in its epoch.
     pub last_moment: Time,
     /// What the state files are, in the order of [`Walk::paths`].
     pub files: &'a [Seen],
@@ -36,7 +34,8 @@ pub struct Found<'a> {
 /// How a crash state was made.
 pub struct Recipe<'a> {
     barrier: Time,
-    moment: Time,
+    /// The earliest moment at which it is legal in its epoch.
+    pub moment: Time,
     steps: &'a [u32],
     trees: &'a [Tree],
     nodes: &'a [u32],
@@ -322,15 +321,21 @@ impl<'a> Walk<'a> {
             let last = last.map(|step| lowered.steps[*step as usize].time);
             pushed = last.map_or(pushed, |time| later(pushed, Pushes::Waits, time));
         }
-        let barrier = epoch.barrier;
-        let choice =
-            Choice { has_step: &has_step, first_missing, barrier, until: epoch.last, pushed };
         let forced = self.forced.entry(ino).or_insert_with(|| Forced::new(at));
-        let (view, free, cache) = (&forced.view, forced.first_free, &mut self.cache);
+        let choice = Choice {
+            at,
+            forced: &forced.view,
+            first_free: forced.first_free,
+            has_step: &has_step,
+            first_missing,
+            barrier: epoch.barrier,
+            until: epoch.last,
+            pushed,
+        };
         match self.thorough {
-            Thorough::All => Tree::grow(at, view, free, &choice, cache, self.nodes_max),
+            Thorough::All => Tree::grow(&choice, &mut self.cache, self.nodes_max),
             Thorough::Sample(seed) => {
-                Tree::sample(at, view, free, &choice, cache, (self.nodes_max, seed))
+                Tree::sample(&choice, &mut self.cache, (self.nodes_max, seed))
             }
         }
     }
@@ -506,8 +511,7 @@ impl Product<'_> {
                     nodes: &nodes,
                     stale,
                 };
-                let last_moment = self.epoch.last;
-                let found = Found { moment, last_moment, files: &files, recipe };
+                let found = Found { last_moment: self.epoch.last, files: &files, recipe };
                 if visit(&found) == Go::Stop {
                     return Complete::No;
                 }

@@ -3,6 +3,8 @@
 //! Each step and each change is forced at most once, so that all barriers together take a time that
 //! is linear in the length of the trace.
 
+use std::collections::BTreeSet;
+
 use super::lower::Lowering;
 use super::profile::{FsyncOfFile, Pushes};
 use super::{Content, Ino, Kind, NEVER, StepChange, Time};
@@ -14,6 +16,8 @@ pub(super) struct Progress {
     /// All steps before this one are forced.
     steps: usize,
     inodes: Vec<InodeProgress>,
+    /// What was changed since everything was forced.
+    changed: BTreeSet<Ino>,
 }
 
 /// How far they have come with one inode.
@@ -34,6 +38,11 @@ struct InodeProgress {
 impl Progress {
     pub(super) fn add_inode(&mut self) {
         self.inodes.push(InodeProgress::default());
+    }
+
+    /// Notes that the content of an inode was changed.
+    pub(super) fn change(&mut self, ino: Ino) {
+        self.changed.insert(ino);
     }
 
     /// Notes that a step is about an inode.
@@ -81,8 +90,8 @@ impl Lowering<'_> {
     }
 
     fn everything(&mut self) {
-        for ino in 0..self.lowered.inodes.len() {
-            self.contents(Ino(super::lower::count(ino)));
+        for ino in std::mem::take(&mut self.forced.changed) {
+            self.contents(ino);
         }
         self.steps_up_to(self.lowered.steps.len());
     }

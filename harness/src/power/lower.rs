@@ -471,6 +471,7 @@ impl<'a> Lowering<'a> {
             inode.last_size = Some(count(inode.changes.len()));
         }
         let commit = if committed { last_step } else { None };
+        self.forced.change(ino);
         inode.changes.push(Change { time: now, forced: NEVER, what, needs, resize, commit });
     }
 }

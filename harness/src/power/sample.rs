@@ -10,12 +10,14 @@ use rand_chacha::ChaCha8Rng;
 
 use super::contents::{At, Cache, Choice, Free, Node, Tree};
 use super::profile::Names;
-use super::walk::{Complete, Epoch, Found, Go, Order, Thorough, Walk};
+use super::walk::{Complete, Epoch, Epochs, Found, Go, Order, Thorough, Walk};
 
 /// How many changes may be added and taken back for each state that is wanted.
 const WORK_PER_STATE: usize = 50;
 /// How many blocks are looked at for all states that are wanted, about.
 const BLOCKS_MAX: usize = 50_000_000;
+/// How many free steps the epochs that are looked at have together, about: each set takes as many.
+const FREE_STEPS_MAX: usize = 1_000_000;
 /// How many states of an epoch are looked at, at least; where there are too many epochs, some are left
 /// out.
 const EPOCH_STATES_MIN: usize = 32;
@@ -31,34 +33,49 @@ impl Walk<'_> {
         let blocks = self.lowered.inodes.iter().map(|inode| inode.lanes.len()).max().unwrap_or(0);
         let states = states.min((BLOCKS_MAX / (blocks + 50)).max(EPOCH_STATES_MIN));
         // Where there are too many epochs some are left out, but not the last, at whose end all is owed.
-        let stride = (epochs.len() * EPOCH_STATES_MIN).div_ceil(states.max(1)).max(1);
+        let stride = (epochs.len() * EPOCH_STATES_MIN)
+            .div_ceil(states.max(1))
+            .max(self.free_steps(&epochs) / FREE_STEPS_MAX)
+            .max(1);
         let seen = epochs.len() / stride + 2;
         let (share, last_only) = ((states / seen).max(1), states < seen);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let (mut free, mut next_step) = (Vec::new(), 0);
         let last = epochs.len() - 1;
         for (number, epoch) in epochs.into_iter().enumerate() {
-            self.enter(epoch, &mut free, &mut next_step);
+            self.enter(epoch);
             let drawn = !last_only && number % stride == seed as usize % stride;
             let share = if last_only { states } else { share };
             if (number == last || drawn)
-                && self.sample_of(epoch, &free, share, &mut random, visit) == Go::Stop
+                && self.sample_of(epoch, share, &mut random, visit) == Go::Stop
             {
                 return;
             }
         }
     }
 
+    /// How many steps that make a difference are free, in all epochs together.
+    fn free_steps(&self, epochs: &[Epoch]) -> usize {
+        let mut way = Epochs::of(self.lowered);
+        let mut free = 0;
+        let counts = |step: &&u32| self.in_order() || self.relevant[**step as usize];
+        let mut in_epoch = |epoch: &Epoch| {
+            let (fresh, forced) = way.enter(self.lowered, *epoch);
+            free += fresh.iter().filter(counts).count();
+            free -= forced.iter().filter(counts).count();
+            free
+        };
+        epochs.iter().map(&mut in_epoch).sum()
+    }
+
     /// Shows about so many states of one epoch.
     fn sample_of(
         &mut self,
         epoch: Epoch,
-        free: &[u32],
         states: usize,
         random: &mut ChaCha8Rng,
         visit: &mut dyn FnMut(&Found<'_>) -> Go,
     ) -> Go {
-        let order = Order::of(self.lowered, free, &self.relevant);
+        let order = Order::of(self, epoch);
         let count = order.choices.len();
         let drawn = match self.lowered.flags.names {
             Names::InOrder => Vec::new(),

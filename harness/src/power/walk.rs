@@ -1,14 +1,14 @@
 //! Every crash state of a recording: epoch by epoch, set of steps by set of steps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::contents::{At, Cache, Choice, FirstFree, Tree, View, later};
 use super::fingerprint::Fingerprint;
 use super::names::{NamesView, relevant};
-use super::profile::Pushes;
+use super::profile::{Names, Pushes};
 use super::survivor::CrashState;
-use super::{Ino, Kind, Lowered, StepChange, Time};
+use super::{Ino, Kind, Lowered, NEVER, StepChange, Time};
 
 /// What a state file is in a crash state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +81,9 @@ pub struct Walk<'a> {
     /// The state files.
     pub paths: &'a [PathBuf],
     pub(super) relevant: Vec<bool>,
+    epochs: Epochs,
+    /// The steps that are free in the epoch that was entered, and make a difference.
+    pub(super) free: BTreeSet<u32>,
     cache: Cache,
     names: NamesView,
     /// What is forced of each inode that was looked at.
@@ -134,6 +137,39 @@ pub(super) struct Epoch {
 /// Before anything is forced.
 const START: Time = Time(0);
 
+/// The way through the epochs: each step comes once, and is forced at most once.
+pub(super) struct Epochs {
+    /// How many steps have come.
+    come: usize,
+    /// All steps that are ever forced, in the order in which they are.
+    by_force: Vec<u32>,
+    /// How many of them have been.
+    forced: usize,
+}
+
+impl Epochs {
+    pub(super) fn of(lowered: &Lowered) -> Self {
+        let forced = |step: &u32| lowered.steps[*step as usize].forced;
+        let mut by_force: Vec<u32> = (0..super::lower::count(lowered.steps.len()))
+            .filter(|step| forced(step) != NEVER)
+            .collect();
+        by_force.sort_by_key(forced);
+        Self { come: 0, by_force, forced: 0 }
+    }
+
+    /// Goes on to the next epoch: the steps that come in it, and those that are forced from its
+    /// beginning on.
+    pub(super) fn enter(&mut self, lowered: &Lowered, epoch: Epoch) -> (Vec<u32>, Vec<u32>) {
+        let (come, forced) = (self.come, self.forced);
+        let steps = &lowered.steps[come..];
+        self.come += steps.partition_point(|step| step.time < epoch.last);
+        let is_forced = |step: &u32| lowered.steps[*step as usize].forced <= epoch.barrier;
+        self.forced += self.by_force[forced..].partition_point(is_forced);
+        let fresh = (come..self.come).map(super::lower::count).collect();
+        (fresh, self.by_force[forced..self.forced].to_vec())
+    }
+}
+
 impl<'a> Walk<'a> {
     /// A walk through the states that these files can be in.
     #[must_use]
@@ -142,6 +178,8 @@ impl<'a> Walk<'a> {
             lowered,
             paths,
             relevant: relevant(lowered, paths),
+            epochs: Epochs::of(lowered),
+            free: BTreeSet::new(),
             cache: Cache::default(),
             names: NamesView::new(lowered),
             forced: HashMap::new(),
@@ -156,11 +194,9 @@ impl<'a> Walk<'a> {
 
     /// Shows every crash state to `visit`. Says whether all were shown.
     pub fn all(&mut self, visit: &mut dyn FnMut(&Found<'_>) -> Go) -> Complete {
-        let mut free: Vec<u32> = Vec::new();
-        let mut next_step = 0;
         for epoch in self.epochs() {
-            self.enter(epoch, &mut free, &mut next_step);
-            if self.sets(epoch, &free, visit) == Complete::No {
+            self.enter(epoch);
+            if self.sets(epoch, visit) == Complete::No {
                 return Complete::No;
             }
         }
@@ -176,31 +212,25 @@ impl<'a> Walk<'a> {
     }
 
     /// Goes on to the next epoch: the steps that are forced now, and those that are free.
-    pub(super) fn enter(&mut self, epoch: Epoch, free: &mut Vec<u32>, next_step: &mut usize) {
-        let steps = &self.lowered.steps;
-        let from = *next_step;
-        while steps.get(*next_step).is_some_and(|step| step.time < epoch.last) {
-            *next_step += 1;
+    pub(super) fn enter(&mut self, epoch: Epoch) {
+        let (fresh, forced) = self.epochs.enter(self.lowered, epoch);
+        let (relevant, in_order) = (&self.relevant, self.in_order());
+        let counts = |step: &u32| in_order || relevant[*step as usize];
+        self.free.extend(fresh.into_iter().filter(counts));
+        for step in forced {
+            self.free.remove(&step);
+            self.names.apply(self.lowered, step);
         }
-        free.extend((from..*next_step).map(super::lower::count));
-        let (names, lowered) = (&mut self.names, self.lowered);
-        free.retain(|step| {
-            let forced = steps[*step as usize].forced <= epoch.barrier;
-            if forced {
-                names.apply(lowered, *step);
-            }
-            !forced
-        });
+    }
+
+    /// Whether names are kept in order, so that a step needs all before it.
+    pub(super) fn in_order(&self) -> bool {
+        self.lowered.flags.names == Names::InOrder
     }
 
     /// All legal sets of free steps.
-    fn sets(
-        &mut self,
-        epoch: Epoch,
-        free: &[u32],
-        visit: &mut dyn FnMut(&Found<'_>) -> Go,
-    ) -> Complete {
-        let order = Order::of(self.lowered, free, &self.relevant);
+    fn sets(&mut self, epoch: Epoch, visit: &mut dyn FnMut(&Found<'_>) -> Go) -> Complete {
+        let order = Order::of(self, epoch);
         let mut unmet = order.unmet.clone();
         let first: Vec<usize> =
             (0..order.choices.len()).filter(|index| unmet[*index] == 0).collect();
@@ -402,30 +432,27 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn of(lowered: &Lowered, free: &[u32], relevant: &[bool]) -> Self {
-        let in_order = lowered.flags.names == super::profile::Names::InOrder;
+    /// In the epoch that a walk has entered.
+    pub(super) fn of(walk: &Walk<'_>, epoch: Epoch) -> Self {
+        let (lowered, in_order) = (walk.lowered, walk.in_order());
         let (choices, unmet, needed_by) = (Vec::new(), Vec::new(), Vec::new());
         let mut order = Self { choices, unmet, needed_by, in_order };
         if in_order {
             // One journal: what comes later needs all that came before, forced steps between or not.
-            for step in free {
+            for step in &walk.free {
                 let before = order.choices.len().checked_sub(1);
                 order.add(before.into_iter().collect(), vec![*step]);
             }
             return order;
         }
-        let choice_of: HashMap<u32, usize> = free
-            .iter()
-            .filter(|step| relevant[**step as usize])
-            .enumerate()
-            .map(|(choice, step)| (*step, choice))
-            .collect();
-        let is_free: HashSet<u32> = free.iter().copied().collect();
-        for step in free.iter().filter(|step| relevant[**step as usize]) {
+        let choice_of: HashMap<u32, usize> =
+            walk.free.iter().enumerate().map(|(choice, step)| (*step, choice)).collect();
+        let is_free = |step: u32| lowered.steps[step as usize].forced > epoch.barrier;
+        for step in &walk.free {
             let (mut needs, mut along, mut seen) = (Vec::new(), vec![*step], HashSet::new());
             let mut open = lowered.steps[*step as usize].needs.clone();
             while let Some(need) = open.pop() {
-                if !is_free.contains(&need) || !seen.insert(need) {
+                if !is_free(need) || !seen.insert(need) {
                     continue;
                 }
                 if let Some(choice) = choice_of.get(&need) {

@@ -381,8 +381,6 @@ mod tests {
             acks: 0,
             verdict: if struck { Brief::Pass } else { Brief::Inconclusive(Why::NotReached) },
             leftovers: false,
-            reactions: Vec::new(),
-            unknown: None,
             evidence: None,
         }
     }

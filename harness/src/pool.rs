@@ -1,4 +1,4 @@
-//! Workers: small processes, one per CPU, that do trials and send back records.
+//! Workers: small processes, one per CPU, that do trials and send back what came of them.
 //!
 //! They are processes and not threads because a forked child may only be trusted if its parent
 //! had one thread, because ptrace belongs to one thread, and because a small parent forks fast.
@@ -6,23 +6,30 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, BufWriter, PipeReader, PipeWriter, Read, Write};
+use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::agenda::Range;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::os::{process, signals};
-use crate::record::Record;
 
 /// What a worker does with one trial.
 pub trait Work {
+    /// What comes of one.
+    type Answer: Serialize + DeserializeOwned;
     /// Does the trials of a range, from the first on; as many as suit it, but at least one.
-    fn trials(&mut self, range: Range) -> Result<Vec<Record>>;
+    fn trials(&mut self, range: Range) -> Result<Vec<Self::Answer>>;
 }
+
+/// Some work with such answers.
+pub type Job<'a, A> = Box<dyn Work<Answer = A> + 'a>;
 
 /// How long a range should keep a worker busy: short enough for Ctrl-C, long enough to cost
 /// nothing.
@@ -50,19 +57,23 @@ pub enum Completion {
 }
 
 /// The workers of one run.
-pub struct Pool {
+pub struct Pool<A> {
     workers: Vec<Worker>,
+    answers: PhantomData<A>,
 }
 
-impl Pool {
+impl<A: Serialize + DeserializeOwned> Pool<A> {
     /// Forks `jobs` workers; `make` builds what each does, in its own process. With `pin`, each is
     /// bound to a CPU of its own.
     pub fn start<'a>(
         jobs: usize,
         pin: bool,
-        make: impl Fn(usize) -> Result<Box<dyn Work + 'a>>,
-    ) -> Result<Self> {
-        let mut pool = Self { workers: Vec::new() };
+        make: impl Fn(usize) -> Result<Job<'a, A>>,
+    ) -> Result<Self>
+    where
+        A: 'a,
+    {
+        let mut pool = Self { workers: Vec::new(), answers: PhantomData };
         for index in 0..jobs {
             let (commands_out, commands) = io::pipe().context("make a pipe")?;
             let (answers, answers_in) = io::pipe().context("make a pipe")?;
@@ -100,7 +111,7 @@ impl Pool {
     pub fn run(
         &mut self,
         next: &mut dyn FnMut(u64) -> Option<Range>,
-        each: &mut dyn FnMut(Record, &[u8]) -> Result<()>,
+        each: &mut dyn FnMut(A, &[u8]) -> Result<()>,
         tick: &mut dyn FnMut(),
     ) -> Result<Completion> {
         loop {
@@ -153,7 +164,10 @@ impl Worker {
     }
 
     /// Takes all whole lines that have come.
-    fn listen(&mut self, each: &mut dyn FnMut(Record, &[u8]) -> Result<()>) -> Result<()> {
+    fn listen<A: DeserializeOwned>(
+        &mut self,
+        each: &mut dyn FnMut(A, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut line = Vec::new();
         loop {
             line.clear();
@@ -162,10 +176,10 @@ impl Worker {
                 return self.died();
             }
             match line[0] {
-                b'r' => {
+                b'a' => {
                     let json = &line[1..];
-                    let record = serde_json::from_slice(json).context("read a record")?;
-                    each(record, json)?;
+                    let answer = serde_json::from_slice(json).context("read an answer")?;
+                    each(answer, json)?;
                 }
                 b'd' => self.range_done(),
                 _ => return Err(parse_error(&line)),
@@ -196,7 +210,7 @@ impl Worker {
     }
 }
 
-impl Drop for Pool {
+impl<A> Drop for Pool<A> {
     fn drop(&mut self) {
         let workers = std::mem::take(&mut self.workers);
         for Worker { pid, commands, answers, ended, .. } in workers {
@@ -210,12 +224,12 @@ impl Drop for Pool {
 }
 
 /// The life of a worker.
-fn serve<'a>(
+fn serve<'a, A: Serialize + DeserializeOwned>(
     index: usize,
     pin: bool,
     mut commands: PipeReader,
     answers: PipeWriter,
-    make: &impl Fn(usize) -> Result<Box<dyn Work + 'a>>,
+    make: &impl Fn(usize) -> Result<Job<'a, A>>,
 ) -> Result<()> {
     let mut out = BufWriter::with_capacity(1 << 16, answers);
     let lost = "write to the coordinator";
@@ -239,12 +253,12 @@ fn serve<'a>(
         let mut done = 0;
         while done < range.count {
             match work.trials(range.after(done)) {
-                Ok(records) => {
+                Ok(answers) => {
                     // A worker that does nothing would do so for ever.
-                    done += (records.len() as u64).max(1);
-                    for record in records {
-                        out.write_all(b"r").context(lost)?;
-                        serde_json::to_writer(&mut out, &record).context(lost)?;
+                    done += (answers.len() as u64).max(1);
+                    for answer in answers {
+                        out.write_all(b"a").context(lost)?;
+                        serde_json::to_writer(&mut out, &answer).context(lost)?;
                         out.write_all(b"\n").context(lost)?;
                     }
                 }
@@ -304,7 +318,7 @@ mod tests {
 
     #[test]
     fn what_a_worker_cannot_have_is_told_even_if_it_ended_before_the_first_command() {
-        let nothing = |_| Err(Error::lacking("no disk").help("buy one"));
+        let nothing = |_| -> Result<Job<'_, ()>> { Err(Error::lacking("no disk").help("buy one")) };
         let mut pool = Pool::start(2, false, nothing).unwrap();
         for worker in &pool.workers {
             waitid(Id::Pid(worker.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
@@ -317,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_is_killed_is_told() {
-        let idle = |_| -> Result<Box<dyn Work>> {
+        let idle = |_| -> Result<Job<'_, ()>> {
             nix::unistd::pause();
             Err(Error::internal("woken"))
         };

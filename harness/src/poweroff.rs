@@ -15,14 +15,13 @@ use crate::model::NotModelled;
 use crate::oracle;
 use crate::os::signals;
 use crate::outcome::{Exit, Outcome};
-use crate::pool::{Completion, Pool, Work};
+use crate::pool::{Completion, Job, Pool, Work};
 use crate::power::Lowered;
 use crate::power::derive::{Budget, Derived, derive};
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::survivor::CrashState;
 use crate::progress::Progress;
-use crate::record::{Brief, Record};
 use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
 use crate::results::RunDirectory;
@@ -82,8 +81,10 @@ struct Case<'a> {
 }
 
 /// What the subject, or a check of the user's, made of a survivor.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Reaction {
+    /// Its number.
+    n: u64,
     violations: Vec<Violation>,
     /// What of its recovery the model does not know.
     unknown: Option<String>,
@@ -249,7 +250,7 @@ impl Case<'_> {
             let room = lab::room(lab.path(), index)?;
             let injector = inject::for_subject(self.recording.prepared, &room, None)?;
             let work = Confronter { case: self, lefts: &lefts, injector };
-            Ok(Box::new(work) as Box<dyn Work>)
+            Ok(Box::new(work) as Job<'_, Reaction>)
         })?;
         let progress =
             std::cell::RefCell::new(Progress::new(lefts.len() as u64, self.request.place.quiet));
@@ -261,10 +262,10 @@ impl Case<'_> {
                 next += count;
                 (count > 0).then_some(range)
             },
-            &mut |record, _| {
-                progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
-                if let Some(slot) = reactions.get_mut(usize::try_from(record.n).unwrap_or(0)) {
-                    (slot.violations, slot.unknown) = (record.reactions, record.unknown);
+            &mut |reaction: Reaction, _| {
+                progress.borrow_mut().count(!reaction.violations.is_empty());
+                if let Some(slot) = reactions.get_mut(usize::try_from(reaction.n).unwrap_or(0)) {
+                    *slot = reaction;
                 }
                 Ok(())
             },
@@ -310,7 +311,9 @@ struct Confronter<'a> {
 }
 
 impl Work for Confronter<'_> {
-    fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
+    type Answer = Reaction;
+
+    fn trials(&mut self, range: Range) -> Result<Vec<Reaction>> {
         let index = usize::try_from(range.start).unwrap_or(usize::MAX);
         let Some((left, profile)) = self.lefts.get(index) else { return Ok(Vec::new()) };
         let (checks, recovery) = self.injector.confront(left)?;
@@ -340,11 +343,10 @@ impl Work for Confronter<'_> {
                 Shown::Unknown(call) => unknown = Some(call),
             }
         }
-        let mut record = Record::new(range.start, 0, &outcome, &verdict);
-        record.unknown = unknown;
-        if let Verdict::Violated(violations) = verdict {
-            record.reactions = violations;
-        }
-        Ok(vec![record])
+        let violations = match verdict {
+            Verdict::Violated(violations) => violations,
+            Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
+        };
+        Ok(vec![Reaction { n: range.start, violations, unknown }])
     }
 }

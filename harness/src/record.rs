@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Injection, Nature, Place, Struck};
 use crate::op::Family;
 use crate::outcome::Outcome;
-use crate::verdict::{Verdict, Violation, ViolationKind, Why};
+use crate::verdict::{Verdict, ViolationKind, Why};
 
 /// One trial in short. The fault itself follows from the plan and `n`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +30,6 @@ pub struct Record {
     /// Whether temporary files stayed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leftovers: bool,
-    /// What the subject made of a survivor, in words; of crash states only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub reactions: Vec<Violation>,
-    /// What of its recovery the model does not know; of crash states only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unknown: Option<String>,
     /// The id under which the violation is kept, if it is one of those that are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
@@ -87,8 +81,6 @@ impl Record {
             acks: outcome.acks,
             verdict: verdict.into(),
             leftovers: !outcome.recovery.leftovers.is_empty(),
-            reactions: Vec::new(),
-            unknown: None,
             evidence: None,
         }
     }

@@ -346,8 +346,6 @@ mod tests {
             acks: 0,
             verdict: Brief::Pass,
             leftovers: false,
-            reactions: Vec::new(),
-            unknown: None,
             evidence: None,
         }
     }

@@ -17,7 +17,7 @@ use crate::model::{Files, NotModelled};
 use crate::op::Trace;
 use crate::outcome::Outcome;
 use crate::plan::{Granularity, Planner, Seed};
-use crate::pool::{Completion, Pool, Work};
+use crate::pool::{Completion, Job, Pool};
 use crate::poweroff::{self, Power};
 use crate::prepare;
 use crate::progress::Progress;
@@ -310,7 +310,7 @@ fn trials(
     let pin = request.fault != FaultKind::KillAfter;
     let mut pool = Pool::start(request.place.jobs, pin, |index| {
         let room = lab::room(lab.path(), index)?;
-        Ok(Box::new(Worker::new(request, prepared, directory, room)?) as Box<dyn Work>)
+        Ok(Box::new(Worker::new(request, prepared, directory, room)?) as Job<'_, Record>)
     })?;
     let mut log = BufWriter::with_capacity(1 << 18, directory.append_outcomes()?);
     let progress = RefCell::new(Progress::new(agenda.left(), request.place.quiet));

@@ -204,8 +204,6 @@ mod tests {
             acks: 0,
             verdict,
             leftovers: false,
-            reactions: Vec::new(),
-            unknown: None,
             evidence: None,
         }
     }

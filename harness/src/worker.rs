@@ -115,6 +115,8 @@ impl Worker<'_> {
 }
 
 impl Work for Worker<'_> {
+    type Answer = Record;
+
     fn trials(&mut self, range: Range) -> Result<Vec<Record>> {
         let index = range.subject;
         let prepared = &self.prepared[index];

@@ -310,6 +310,10 @@ impl<'a> Lowering<'a> {
         if length == old {
             return Ok(());
         }
+        // The rest of the last block is zeroed in memory, and may be written before the length is.
+        let rest =
+            length.next_multiple_of(self.lowered.block_bytes).min(old).saturating_sub(length);
+        self.write(ino, length, &vec![0; usize::try_from(rest).unwrap_or(0)])?;
         let step = self.next_step();
         let inode = &mut self.lowered.inodes[ino.0 as usize];
         let needs = inode.resizes.last().copied().into_iter().collect();

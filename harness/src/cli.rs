@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::disk::plan::Mode;
 use crate::file_system::{Axis, FileSystem};
 use crate::plan::Granularity;
 
@@ -66,9 +67,10 @@ pub struct Run {
     /// Where faults may strike [default: the scenario's]
     #[arg(long, value_enum)]
     pub granularity: Option<Granularity>,
-    /// The file system that runs full; all but tmpfs need root [default: the scenario's]
-    #[arg(long, value_enum, value_name = "KIND")]
-    pub fs: Option<FileSystem>,
+    /// The file system that runs full, or those whose power is cut, separated by commas; all but tmpfs
+    /// need root [default: the scenario's]
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    pub fs: Vec<FileSystem>,
     /// Size of that file system, such as 64M or 20000K [default: about the least that it can have]
     #[arg(long, value_name = "SIZE")]
     pub fs_size: Option<String>,
@@ -99,6 +101,22 @@ pub struct Run {
     /// Of a loss of power: begin without a state file, so that the first save makes it
     #[arg(long, conflicts_with = "program")]
     pub first_save: bool,
+    /// Of a power cut: how the file systems are mounted, as for mount -o
+    #[arg(long, value_name = "OPTIONS")]
+    pub mount_opts: Option<String>,
+    /// Of a power cut: when what is in memory is written back, separated by commas; all but never and
+    /// slow make a recording for each op boundary [default: the scenario's]
+    #[arg(long, value_enum, value_name = "WHEN", value_delimiter = ',')]
+    pub write_back: Vec<Mode>,
+    /// Of a power cut: hold writes of file data in flight in all recordings, as a slow disk does
+    #[arg(long)]
+    pub slow_writes: bool,
+    /// Of a power cut: how many images of each subject on each file system
+    #[arg(long, value_name = "N")]
+    pub images_max: Option<u64>,
+    /// Of a power cut: let the tool of the file system look at each image once it has been mounted
+    #[arg(long)]
+    pub fsck: bool,
     /// Kill after a random time instead, with no tracing at all
     #[arg(long)]
     pub timing: bool,
@@ -115,7 +133,7 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]

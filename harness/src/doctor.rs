@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::armed::{Action, Follows};
+use crate::disk::device::Mounted;
+use crate::disk::plan::Cutting;
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::file_system::{Axis, FileSystem};
@@ -15,6 +17,7 @@ use crate::inject::tracer::{How, Unfollowed, Watcher};
 use crate::lab::Lab;
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
+use crate::poweroff_disk::Disks;
 use crate::subject::Command;
 use crate::sweep::Reach;
 use crate::volume::{self, Volume};
@@ -98,6 +101,18 @@ pub fn examine() -> Vec<Finding> {
         needed: Needed::For("--fs of this kind in the scenario enospc"),
         state: small_disk(kind, Axis::Space),
         remedy,
+    }));
+    let recorded = [
+        (FileSystem::Ext4, "recorded ext4"),
+        (FileSystem::Xfs, "recorded xfs"),
+        (FileSystem::Btrfs, "recorded btrfs"),
+    ];
+    findings.extend(recorded.map(|(kind, what)| Finding {
+        what,
+        needed: Needed::For("--fs of this kind in the scenario poweroff-disk"),
+        state: recorded_disk(kind),
+        remedy: "run as root on a machine with FUSE and loop devices (in a container: a privileged one), \
+                 and install e2fsprogs, xfsprogs or btrfs-progs",
     }));
     findings.push(Finding {
         what: "quota on ext4",
@@ -186,16 +201,39 @@ fn sandbox() -> std::result::Result<String, String> {
     }
 }
 
-/// Makes a disk and takes its space; in a process of its own, for its mounts are.
+/// Makes a disk and takes its space.
 fn small_disk(kind: FileSystem, axis: Axis) -> std::result::Result<String, String> {
     let reach = Reach { axes: vec![axis], ..Reach::on(kind) };
     let lab = Lab::new(None).map_err(|error| error.message)?;
     let room = lab.room(0).map_err(|error| error.message)?;
+    in_own_process("a full one can be made", || {
+        Volume::make(&room, &reach).and_then(|disk| disk.fill(axis, 0)).map(drop)
+    })
+}
+
+/// Makes a disk that records what is written to it, and mounts it.
+fn recorded_disk(kind: FileSystem) -> std::result::Result<String, String> {
+    let lab = Lab::new(None).map_err(|error| error.message)?;
+    in_own_process("what is written to its disk can be recorded", || {
+        let disks = Disks::start(&Cutting { fs: vec![kind], ..Cutting::default() }, &lab)?;
+        let (mut disk, _) = disks.of_worker(lab.path(), 0)?;
+        disk.load(disks.start_of(kind))?;
+        match disk.mount(kind, "")? {
+            Mounted::Yes => disk.unmount().map(drop),
+            Mounted::No(why) => Err(Error::lacking(format!("cannot mount {kind}: {why}"))),
+        }
+    })
+}
+
+/// Tries something in a process of its own, for the mounts that it makes are.
+fn in_own_process(
+    done: &str,
+    body: impl FnOnce() -> crate::error::Result<()>,
+) -> std::result::Result<String, String> {
     let (mut said, say) = std::io::pipe().map_err(|error| error.to_string())?;
     let mut say = Some(say);
     let child = process::fork_child(|| {
-        let tried = Volume::make(&room, &reach).and_then(|disk| disk.fill(axis, 0));
-        let Err(error) = tried else { return 0 };
+        let Err(error) = body() else { return 0 };
         // Who can't be told sees the status.
         let _ = say.as_ref().map(|mut say| say.write_all(error.message.as_bytes()));
         1
@@ -205,7 +243,7 @@ fn small_disk(kind: FileSystem, axis: Axis) -> std::result::Result<String, Strin
     let read = said.read_to_string(&mut text);
     let ended = child.and_then(process::wait_for).map_err(|error| error.to_string())?;
     match (ended, read) {
-        (Ended::Status(0), _) => Ok("a full one can be made".to_owned()),
+        (Ended::Status(0), _) => Ok(done.to_owned()),
         (_, Ok(_)) if !text.is_empty() => Err(text),
         (ended, _) => Err(format!("the process that made it ended with {ended:?}")),
     }

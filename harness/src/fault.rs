@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::images::Image;
+use crate::disk::plan::WriteBack;
 use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
@@ -33,6 +35,30 @@ pub enum Fault {
     DiskFull(DiskFull),
     /// The power goes; nothing is run for that, what is left follows from a recording.
     PowerLoss(PowerLoss),
+    /// The power of a real file system's disk goes.
+    PowerCut(PowerCut),
+}
+
+/// Of what a disk had seen, what it had when the power went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PowerCut {
+    /// The file system.
+    pub fs: FileSystem,
+    /// How it was mounted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mount_options: String,
+    /// How large it was, in bytes, if not as large as usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_bytes: Option<u64>,
+    /// How write-back was brought about.
+    pub write_back: WriteBack,
+    /// Whether data was held in flight at all places.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slow_writes: bool,
+    /// How many ops had been done or begun, at the latest.
+    pub ops: usize,
+    /// What was there.
+    pub image: Image,
 }
 
 /// What the disk had when the power went.
@@ -110,6 +136,8 @@ pub enum FaultKind {
     DiskFull,
     /// Loss of power, by enumeration.
     PowerLoss,
+    /// Loss of power below real file systems.
+    PowerCut,
 }
 
 /// Where a trial strikes, without how: violations of one place are kept once.
@@ -226,6 +254,7 @@ impl Fault {
             Self::Errno(_) => FaultKind::Errno,
             Self::DiskFull(_) => FaultKind::DiskFull,
             Self::PowerLoss(_) => FaultKind::PowerLoss,
+            Self::PowerCut(_) => FaultKind::PowerCut,
         }
     }
 
@@ -236,9 +265,11 @@ impl Fault {
             Self::Kill(strike) => strike.nature,
             Self::ShortWrite(_) => Nature::Forced,
             Self::Errno(Failing { way: Way::Short(_), .. }) => Nature::Forced,
-            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) | Self::PowerLoss(_) => {
-                Nature::Natural
-            }
+            Self::KillAfter { .. }
+            | Self::Errno(_)
+            | Self::DiskFull(_)
+            | Self::PowerLoss(_)
+            | Self::PowerCut(_) => Nature::Natural,
         }
     }
 
@@ -247,9 +278,11 @@ impl Fault {
     pub fn op(&self) -> Option<OpIndex> {
         match self {
             Self::Kill(strike) | Self::ShortWrite(strike) => Some(strike.op),
-            Self::KillAfter { .. } | Self::Errno(_) | Self::DiskFull(_) | Self::PowerLoss(_) => {
-                None
-            }
+            Self::KillAfter { .. }
+            | Self::Errno(_)
+            | Self::DiskFull(_)
+            | Self::PowerLoss(_)
+            | Self::PowerCut(_) => None,
         }
     }
 
@@ -265,6 +298,7 @@ impl Fault {
             }
             Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
             Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
+            Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops), Point::Before),
         }
     }
 
@@ -305,16 +339,24 @@ impl FaultKind {
     #[must_use]
     pub fn is_told(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::PowerLoss => false,
+            Self::Kill | Self::KillAfter | Self::PowerLoss | Self::PowerCut => false,
             Self::ShortWrite | Self::Errno | Self::DiskFull => true,
         }
+    }
+
+    /// Whether the power goes: then it is looked at what one recording can leave.
+    #[must_use]
+    pub fn is_power(self) -> bool {
+        matches!(self, Self::PowerLoss | Self::PowerCut)
     }
 
     /// Whether all places are struck, and none is drawn.
     #[must_use]
     pub fn is_swept(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::ShortWrite | Self::PowerLoss => false,
+            Self::Kill | Self::KillAfter | Self::ShortWrite | Self::PowerLoss | Self::PowerCut => {
+                false
+            }
             Self::Errno | Self::DiskFull => true,
         }
     }
@@ -377,6 +419,24 @@ impl fmt::Display for Fault {
             Self::PowerLoss(loss) => {
                 write!(f, "power loss on {} after {} ops", loss.profile, loss.ops())
             }
+            Self::PowerCut(cut) => cut.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for PowerCut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fs, write_back, ops, image, .. } = self;
+        let (certain, kept) = (image.certain, image.kept.len());
+        write!(
+            f,
+            "power cut on {fs} after {ops} ops, {write_back}: {certain} writes are on the disk"
+        )?;
+        match (kept, image.torn) {
+            (0, None) => Ok(()),
+            (_, None) => write!(f, ", and {kept} later ones"),
+            (0, Some(_)) => f.write_str(", and a part of another"),
+            (_, Some(_)) => write!(f, ", {kept} later ones and a part of another"),
         }
     }
 }

@@ -66,7 +66,7 @@ impl Lab {
 fn start_janitor(base: &Path) -> Result<PipeWriter> {
     let (mut ended, alive) = io::pipe().context("make a pipe")?;
     let mut alive = Some(alive);
-    process::fork_detached(|| {
+    process::fork_detached(c"ct-janitor", || {
         drop(alive.take());
         // Nobody writes: this returns at the end.
         let _ = ended.read(&mut [0]);

@@ -75,7 +75,7 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         let content = outcome.survivor.files.get(file);
         let op = outcome.fault.op().map(|op| op.0);
         // What was there before the first save is a version, and the power can bring it back.
-        let goes_back = matches!(outcome.fault, Fault::PowerLoss(_));
+        let goes_back = matches!(outcome.fault, Fault::PowerLoss(_) | Fault::PowerCut(_));
         // Where there was none at the start, one that was promised and never came has not vanished.
         let never_came = is_told(outcome)
             && all_promised(outcome, history)

@@ -204,7 +204,8 @@ impl Sampler {
             FaultKind::KillAfter
             | FaultKind::Errno
             | FaultKind::DiskFull
-            | FaultKind::PowerLoss => None,
+            | FaultKind::PowerLoss
+            | FaultKind::PowerCut => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }

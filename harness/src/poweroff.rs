@@ -218,6 +218,7 @@ impl Case<'_> {
             tally,
             findings,
             expectation: self.request.expectation(&self.recording.prepared.name, Some(name)),
+            disk: None,
         })
     }
 
@@ -232,6 +233,7 @@ impl Case<'_> {
             tally: Tally::default(),
             findings: Vec::new(),
             expectation: self.request.expectation(&self.recording.prepared.name, Some(profile)),
+            disk: None,
         }
     }
 

@@ -70,6 +70,12 @@ impl<'a> Recording<'a> {
         Ok(Self::of(prepared, history, trace, ended))
     }
 
+    /// Whether the last ack stands for its end with status 0.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// What was called, as a hash: the calls, where they wrote and how much, but no names and no bytes,
     /// which may differ from run to run.
     #[must_use]

@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
+use crate::cutter::{Cutter, Unit};
 use crate::error::{Context, Error, Result};
-use crate::fault::{Fault, FaultKind, Injection, PowerLoss};
+use crate::fault::{Fault, FaultKind, Injection, PowerCut, PowerLoss};
 use crate::history::History;
 use crate::inject;
 use crate::lab::Lab;
@@ -16,9 +17,11 @@ use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Planner, Seed};
 use crate::power::explain::Explanation;
+use crate::poweroff_disk::Disks;
 use crate::prepare;
 use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
+use crate::run::Request;
 use crate::second::{self, Shown};
 use crate::subject::Kind;
 use crate::sweep::Depth;
@@ -79,8 +82,10 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let lab = Lab::new(None)?;
     // The fault is given: nothing is planned and nothing is drawn.
     let kind = kept.trial.fault.kind();
-    if let Fault::PowerLoss(loss) = &kept.trial.fault {
-        return power(&kept, loss, &survivor, &lab, keep);
+    match &kept.trial.fault {
+        Fault::PowerLoss(loss) => return power(&kept, loss, &survivor, &lab, keep),
+        Fault::PowerCut(cut) => return power_cut(&kept, cut, &survivor, &lab, keep),
+        _ => {}
     }
     let planner = |sites| Planner::new(Seed(0), 0, kind, Granularity::Byte, sites);
     let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, kind, planner)?;
@@ -180,6 +185,50 @@ fn power(
         owed: oracle::owed(&outcome, &history),
         steps: Vec::new(),
         explanation,
+        again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
+        verdict,
+        directory,
+        files,
+    })
+}
+
+/// Records the subject on a disk again, and looks for the same damage.
+fn power_cut(
+    kept: &Kept,
+    cut: &PowerCut,
+    survivor: &Path,
+    lab: &Lab,
+    keep: Option<&Path>,
+) -> Result<Replayed> {
+    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
+    let (name, subject) = (&kept.trial.subject, &kept.subject);
+    let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerCut, planner)?;
+    let directory = directory_to_keep(kept, keep)?;
+    let request = Request::of_cut(kept, cut)?;
+    let disks = Disks::start(&request.disk, lab)?;
+    let unit = Unit {
+        subject: 0,
+        fs: cut.fs,
+        start: disks.start_of(cut.fs),
+        write_back: cut.write_back,
+        images_max: 0,
+    };
+    let (prepared, units) = ([prepared], [unit]);
+    let own = disks.of_worker(lab.path(), 0)?;
+    let mut cutter = Cutter::new(&request, &prepared, &units, None, own);
+    let kind = kept.violations.first().map(|violation| violation.kind);
+    let found = cutter.again(cut, kind, &directory)?;
+    let verdict = oracle::judge(&found.outcome, &found.history, &kept.promises);
+    let files = files(&found.outcome, &found.history, survivor);
+    Ok(Replayed {
+        id: kept.id.clone(),
+        trial: kept.trial.clone(),
+        injection: found.outcome.injection.clone(),
+        exit: found.outcome.exit,
+        acks: found.outcome.acks,
+        owed: oracle::owed(&found.outcome, &found.history),
+        steps: Vec::new(),
+        explanation: kept.explanation.clone(),
         again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
         verdict,
         directory,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::fault::Injection;
@@ -58,6 +59,9 @@ pub struct Plan {
     /// What a loss of power is derived for.
     #[serde(default)]
     pub power: Power,
+    /// What a power cut below real file systems looks at.
+    #[serde(default)]
+    pub disk: Cutting,
     /// How many derived states are confirmed, if all are derived.
     #[serde(default)]
     pub exhaustive: Option<u64>,

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crate::agenda::{Agenda, Front, Sampled};
 use crate::books::Books;
 use crate::confirm::Listed;
+use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
 use crate::exhaustive::{self, Exhausted};
-use crate::fault::FaultKind;
+use crate::fault::{FaultKind, PowerCut};
 use crate::lab::{self, Lab};
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
@@ -19,6 +20,7 @@ use crate::outcome::Outcome;
 use crate::plan::{Granularity, Planner, Seed};
 use crate::pool::{Completion, Job, Pool};
 use crate::poweroff::{self, Power};
+use crate::poweroff_disk;
 use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
@@ -50,6 +52,8 @@ pub struct Request {
     pub reach: Reach,
     /// What a loss of power is derived for.
     pub power: Power,
+    /// What a power cut below real file systems looks at.
+    pub disk: Cutting,
     /// Whether every state is derived from a recording, and how many of them are confirmed.
     pub exhaustive: Option<u64>,
     /// The subjects, with their names in tables.
@@ -99,7 +103,7 @@ pub fn run(request: &Request) -> Result<Report> {
     if request.resume.is_none() {
         directory.write_plan(&plan)?;
     }
-    if request.fault == FaultKind::PowerLoss {
+    if request.fault.is_power() {
         let report = power_report(request, &lab, prepared, &directory)?;
         directory.write_report(&report)?;
         return Ok(report);
@@ -151,7 +155,7 @@ fn prepare_all(
             Some(confirm) => exhaust(request, lab, &mut one, confirm)?,
             None => None,
         });
-        if request.fault != FaultKind::PowerLoss {
+        if !request.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
         }
@@ -253,6 +257,7 @@ fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
         trials: request.trials,
         reach: request.reach.clone(),
         power: request.power.clone(),
+        disk: request.disk.clone(),
         exhaustive: request.exhaustive,
         fault: request.fault,
         granularity: request.granularity,
@@ -389,6 +394,9 @@ fn head(request: &Request, lab: &Lab, directory: &RunDirectory, done: &Done) -> 
         file_system: match request.fault {
             FaultKind::DiskFull => request.reach.fs.name().to_owned(),
             FaultKind::PowerLoss => MODEL.to_owned(),
+            FaultKind::PowerCut => {
+                request.disk.fs.iter().map(|fs| fs.name()).collect::<Vec<_>>().join(", ")
+            }
             _ => file_system(lab.path()),
         },
         jobs: request.place.jobs,
@@ -410,11 +418,22 @@ fn power_report(
 ) -> Result<Report> {
     let started = Instant::now();
     let (mut rows, mut completion) = (Vec::new(), Completion::Whole);
+    let mut on_disk = Vec::new();
+    if request.fault == FaultKind::PowerCut {
+        (on_disk, completion) = poweroff_disk::cells(request, lab, &prepared, directory)?;
+    }
+    let mut on_disk = on_disk.into_iter();
     for (index, one) in prepared.into_iter().enumerate() {
-        let (cells, done) = poweroff::cells(request, lab, index, &one, directory)?;
-        if done != Completion::Whole {
-            completion = done;
-        }
+        let cells = match on_disk.next() {
+            Some(cells) => cells,
+            None => {
+                let (cells, done) = poweroff::cells(request, lab, index, &one, directory)?;
+                if done != Completion::Whole {
+                    completion = done;
+                }
+                cells
+            }
+        };
         let mut tally = Tally::default();
         cells.iter().for_each(|cell| tally.merge(&cell.tally));
         rows.push(Row {
@@ -437,6 +456,41 @@ fn power_report(
 }
 
 impl Request {
+    /// What was asked for when a power cut was found, as far as a replay needs it.
+    pub fn of_cut(kept: &Kept, cut: &PowerCut) -> Result<Self> {
+        let scenario = Scenario::find("poweroff-disk")?;
+        let disk = Cutting {
+            fs: vec![cut.fs],
+            mount_options: cut.mount_options.clone(),
+            fs_bytes: cut.fs_bytes,
+            slow_writes: cut.slow_writes,
+            ..Cutting::default()
+        };
+        Ok(Self {
+            fault: FaultKind::PowerCut,
+            granularity: Granularity::Byte,
+            seed: Seed(kept.seed),
+            trials: None,
+            reach: kept.reach.clone(),
+            power: scenario.power.clone(),
+            disk,
+            exhaustive: None,
+            subjects: vec![(kept.trial.subject.clone(), kept.subject.clone())],
+            promises: kept.promises.clone(),
+            command_line: Vec::new(),
+            place: Place {
+                jobs: 1,
+                directory: None,
+                results: PathBuf::new(),
+                quiet: true,
+                keep: false,
+                verbose: false,
+            },
+            resume: None,
+            scenario,
+        })
+    }
+
     /// A violation of a subject with all that its replay needs. The steps, the calls and the
     /// explanation are for the caller to add.
     #[must_use]

@@ -6,6 +6,7 @@ use std::path::Path;
 use crashtest_targets::{STATE_BYTES_MAX, STATE_BYTES_MIN, Strategy};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::plan::Cutting;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::plan::Granularity;
@@ -16,12 +17,13 @@ use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 5] = [
+pub const EMBEDDED: [(&str, &str); 6] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
     ("errno", include_str!("../../scenarios/errno.toml")),
     ("poweroff", include_str!("../../scenarios/poweroff.toml")),
+    ("poweroff-disk", include_str!("../../scenarios/poweroff-disk.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -55,6 +57,9 @@ pub struct Scenario {
     /// What a loss of power is derived for.
     #[serde(default)]
     pub power: Power,
+    /// What a power cut below real file systems looks at.
+    #[serde(default)]
+    pub disk: Cutting,
     /// The built-in strategies that run when none is named.
     pub strategies: Vec<String>,
     /// The promises that are judged.
@@ -153,7 +158,7 @@ impl Scenario {
             let key = if self.saves == 0 { "saves" } else { "trials" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
-        if self.trials.is_none() && !self.fault.is_swept() && self.fault != FaultKind::PowerLoss {
+        if self.trials.is_none() && !self.fault.is_swept() && !self.fault.is_power() {
             return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
                 .help("say how many trials of each subject there shall be"));
         }

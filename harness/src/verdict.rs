@@ -149,6 +149,8 @@ pub enum Why {
     TooManyProcesses,
     /// The state differs from run to run, and not only in values: it cannot be compared.
     NotComparable,
+    /// The file system itself could not be mounted any more.
+    NotMounted,
 }
 
 impl Why {
@@ -161,6 +163,7 @@ impl Why {
             Self::TimedOut => "timed out",
             Self::TooManyProcesses => "too many processes",
             Self::NotComparable => "not comparable",
+            Self::NotMounted => "not mounted",
         }
     }
 }

@@ -380,7 +380,8 @@ pub fn find_tool(name: &str) -> Option<PathBuf> {
     places.into_iter().map(|place| place.join(name)).find(|path| path.is_file())
 }
 
-fn make_file_system(kind: FileSystem, image: &Path, bytes: u64, quota: bool) -> Result<()> {
+/// Puts a file system on an image.
+pub fn make_file_system(kind: FileSystem, image: &Path, bytes: u64, quota: bool) -> Result<()> {
     let (name, options) = tool(kind);
     let Some(program) = find_tool(name) else {
         let package = match kind {

@@ -1,4 +1,5 @@
-// Six ways to save 8 KiB, from hopeless to sound. The argument is the way, from 1 to 6:
+// Six ways to save 8 KiB, from hopeless to sound. The argument is the way, from 1 to 6;
+// another one is how often it saves:
 //   1 O_TRUNC and write            2 the same and fsync     3 overwrite without truncation
 //   4 rename without fsync         5 fsync and rename       6 fsync, rename, fsync of the directory
 // On strict POSIX only 6 is atomic and durable; 5 is atomic. A state.json must be there.
@@ -59,10 +60,11 @@ int main(int argc, char **argv) {
     static char state[SIZE];
     int way = argc > 1 ? atoi(argv[1]) : 0;
     if (way < 1 || way > 6) {
-        fputs("usage: six_saves 1|2|3|4|5|6\n", stderr);
+        fputs("usage: six_saves 1|2|3|4|5|6 [SAVES]\n", stderr);
         return 2;
     }
-    for (int version = 1; version <= SAVES; version++) {
+    int saves = argc > 2 ? atoi(argv[2]) : SAVES;
+    for (int version = 1; version <= saves; version++) {
         fill(state, version);
         save(way, state);
         printf("saved %d\n", version);

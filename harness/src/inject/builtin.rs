@@ -33,10 +33,10 @@ pub struct BuiltInInjector<'a> {
 }
 
 /// The directory of one of the trials that are under way together.
-struct Slot {
+pub(super) struct Slot {
     /// Relative to the working directory: such paths are looked up faster, and a trial looks up a
     /// dozen.
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     state: PathBuf,
     /// The name of the state file.
     file: &'static str,
@@ -122,7 +122,9 @@ impl<'a> BuiltInInjector<'a> {
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },
-            Fault::Errno(_) | Fault::DiskFull(_) | Fault::PowerLoss(_) => Struck::Unseen,
+            Fault::Errno(_) | Fault::DiskFull(_) | Fault::PowerLoss(_) | Fault::PowerCut(_) => {
+                Struck::Unseen
+            }
         }
     }
 }
@@ -182,7 +184,10 @@ impl Injector for BuiltInInjector<'_> {
 
 impl Slot {
     fn new(index: usize, file: &'static str) -> Self {
-        let directory = PathBuf::from(hand::slot_name(index));
+        Self::at(PathBuf::from(hand::slot_name(index)), file)
+    }
+
+    pub(super) fn at(directory: PathBuf, file: &'static str) -> Self {
         Self { state: directory.join(file), file, directory, others: Vec::new() }
     }
 
@@ -206,10 +211,20 @@ impl Slot {
     }
 
     fn survivor(&self, subject: &BuiltIn) -> io::Result<Survivor> {
+        let mut survivor = self.bytes(subject)?;
+        for content in survivor.files.values_mut() {
+            if let Content::Bytes(bytes) = content {
+                bytes.truncate(subject.strategy.settled(bytes).len());
+            }
+        }
+        Ok(survivor)
+    }
+
+    /// What is there, byte by byte.
+    pub(super) fn bytes(&self, subject: &BuiltIn) -> io::Result<Survivor> {
         let mut survivor = Survivor::default();
         match read_file(&self.state, subject.first_content().len()) {
-            Ok(mut bytes) => {
-                bytes.truncate(subject.strategy.settled(&bytes).len());
+            Ok(bytes) => {
                 survivor.files.insert(self.file.into(), Content::Bytes(bytes));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -219,7 +234,7 @@ impl Slot {
     }
 
     /// Loads what is left as the next start of the program would, and saves once more.
-    fn recover(&mut self, subject: &BuiltIn) -> io::Result<Recovery> {
+    pub(super) fn recover(&mut self, subject: &BuiltIn) -> io::Result<Recovery> {
         let attempt = catch_unwind(AssertUnwindSafe(|| self.load_and_save(subject)));
         let (load, next_save) = attempt
             .unwrap_or_else(|_| (Load::Failed("the load panicked".to_owned()), NextSave::NotTried));

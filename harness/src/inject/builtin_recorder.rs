@@ -1,6 +1,6 @@
 //! The unbroken run of a built-in strategy.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crashtest_targets::{Disk, FileId, Open, Storage};
 
 use crate::error::{Context, Error, Result};
+use crate::inject::resident::{Nobody, Observer};
 use crate::op::{ByteOffset, Call, Effect, Op, Trace};
 use crate::subject::BuiltIn;
 
@@ -21,25 +22,42 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
         fs::write(directory.join(subject.strategy.state_file()), subject.first_content())
             .context("write the first state")?;
     }
-    let done = Rc::new(Cell::new(0));
-    let mut recorder = Recorder::new(directory, &done);
+    save(subject, directory, &mut Nobody)
+}
+
+/// Runs the strategy unbroken where its first state is; `observer` sees it between its ops.
+pub fn save(
+    subject: &BuiltIn,
+    directory: &Path,
+    observer: &mut dyn Observer,
+) -> Result<(Trace, Duration)> {
+    let (done, watch) = (Rc::new(Cell::new(0)), Watch::new(observer));
+    let mut recorder = Recorder::new(directory, &done, &watch);
     let started = Instant::now();
     let mut acks = Vec::new();
     let strategy = subject.strategy;
     let mut saved = strategy.start(&mut recorder, directory);
     for version in subject.saved() {
         if saved.is_ok() {
-            saved =
-                strategy.save(&mut recorder, directory, version, &mut |_| acks.push(done.get()));
+            let ack = &mut |_| {
+                acks.push(done.get());
+                watch.tell(|observer| observer.acked());
+            };
+            saved = strategy.save(&mut recorder, directory, version, ack);
         }
     }
     let duration = started.elapsed();
     recorder.trace.acks = acks;
+    let trace = std::mem::take(&mut recorder.trace);
+    drop(recorder);
+    if let Some(error) = watch.failed.take() {
+        return Err(error);
+    }
     saved
         .map_err(|error| Error::baseline(format!("`{}` cannot save: {error}", strategy.name())))?;
     let loaded = strategy.load(directory);
     if loaded.is_ok_and(|loaded| Some(&(&loaded.state).into()) == subject.saved().last()) {
-        return Ok((recorder.trace, duration));
+        return Ok((trace, duration));
     }
     Err(Error::baseline(format!("`{}` does not load what it saved", strategy.name())))
 }
@@ -47,8 +65,9 @@ pub fn record(subject: &BuiltIn, directory: &Path) -> Result<(Trace, Duration)> 
 /// Records what a strategy does in `directory` when it starts there and saves once more; a save that
 /// fails ends the recording.
 pub fn record_recovery(subject: &BuiltIn, directory: &Path) -> Result<Trace> {
-    let done = Rc::new(Cell::new(0));
-    let mut recorder = Recorder::new(directory, &done);
+    let (done, mut nobody) = (Rc::new(Cell::new(0)), Nobody);
+    let watch = Watch::new(&mut nobody);
+    let mut recorder = Recorder::new(directory, &done, &watch);
     let (strategy, mut acks) = (subject.strategy, Vec::new());
     let ack = &mut |_| acks.push(done.get());
     // What a failed recovery has done can be cut off, too.
@@ -59,8 +78,28 @@ pub fn record_recovery(subject: &BuiltIn, directory: &Path) -> Result<Trace> {
     Ok(recorder.trace)
 }
 
+/// Tells an observer, and remembers what went wrong with it.
+struct Watch<'a> {
+    observer: RefCell<&'a mut dyn Observer>,
+    failed: RefCell<Option<Error>>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(observer: &'a mut dyn Observer) -> Self {
+        Self { observer: RefCell::new(observer), failed: RefCell::new(None) }
+    }
+
+    fn tell(&self, tell: impl FnOnce(&mut dyn Observer) -> Result<()>) {
+        let mut failed = self.failed.borrow_mut();
+        if failed.is_none() {
+            *failed = tell(&mut **self.observer.borrow_mut()).err();
+        }
+    }
+}
+
 /// Writes down each call.
 struct Recorder<'a> {
+    watch: &'a Watch<'a>,
     disk: Disk,
     root: &'a Path,
     /// Path and position of each open file; one that is appended to has none.
@@ -73,9 +112,14 @@ struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    fn new(root: &'a Path, done: &Rc<Cell<usize>>) -> Self {
+    fn new(root: &'a Path, done: &Rc<Cell<usize>>, watch: &'a Watch<'a>) -> Self {
         let (disk, trace) = (Disk::default(), Trace::default());
-        Self { disk, root, open: Vec::new(), trace, flags: 0, done: Rc::clone(done) }
+        Self { watch, disk, root, open: Vec::new(), trace, flags: 0, done: Rc::clone(done) }
+    }
+
+    /// A call is about to be made.
+    fn between(&self) {
+        self.watch.tell(|observer| observer.between(self.trace.ops.len()));
     }
 
     fn note(&mut self, call: Call, effect: Effect, result: i64) {
@@ -100,6 +144,7 @@ fn result_of<T>(result: &io::Result<T>) -> i64 {
 
 impl Storage for Recorder<'_> {
     fn open(&mut self, path: &Path, how: Open) -> io::Result<FileId> {
+        self.between();
         let result = self.disk.open(path, how);
         if let Ok(FileId(id)) = result {
             self.open.resize(id + 1, (PathBuf::new(), None));
@@ -128,6 +173,7 @@ impl Storage for Recorder<'_> {
         let (path, position) = self.open[file.0].clone();
         let end = || fs::metadata(self.root.join(&path)).map_or(0, |found| found.len());
         let offset = position.unwrap_or_else(end);
+        self.between();
         let result = self.disk.write(file, bytes);
         let count = *result.as_ref().unwrap_or(&0);
         let effect =
@@ -141,6 +187,7 @@ impl Storage for Recorder<'_> {
     }
 
     fn truncate(&mut self, file: FileId, length: u64) -> io::Result<()> {
+        self.between();
         let result = self.disk.truncate(file, length);
         let effect =
             Effect::Truncate { path: self.open[file.0].0.clone(), length: ByteOffset(length) };
@@ -149,6 +196,7 @@ impl Storage for Recorder<'_> {
     }
 
     fn fsync(&mut self, file: FileId) -> io::Result<()> {
+        self.between();
         let result = self.disk.fsync(file);
         let effect = Effect::Sync { path: self.open[file.0].0.clone() };
         self.note(Call::Fsync, effect, result_of(&result));
@@ -156,6 +204,7 @@ impl Storage for Recorder<'_> {
     }
 
     fn close(&mut self, file: FileId) -> io::Result<()> {
+        self.between();
         let result = self.disk.close(file);
         let effect = Effect::Close { path: self.open[file.0].0.clone() };
         self.note(Call::Close, effect, result_of(&result));
@@ -163,6 +212,7 @@ impl Storage for Recorder<'_> {
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        self.between();
         let result = self.disk.rename(from, to);
         let effect =
             Effect::Rename { from: self.relative(from), to: self.relative(to), exchange: false };
@@ -171,6 +221,7 @@ impl Storage for Recorder<'_> {
     }
 
     fn unlink(&mut self, path: &Path) -> io::Result<()> {
+        self.between();
         let result = self.disk.unlink(path);
         let effect = Effect::Unlink { path: self.relative(path) };
         self.note(Call::Unlink, effect, result_of(&result));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::checks::{Checks, Said, Shell};
 use super::output::AckCounter;
 use super::recorder::Recorder;
+use super::resident::{Observed, Observer, Resident, Sight, Watched};
 use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
@@ -258,6 +259,47 @@ impl CommandInjector<'_> {
             checks,
             recovery,
         })
+    }
+}
+
+impl Resident for CommandInjector<'_> {
+    fn move_in(&mut self) -> Result<()> {
+        self.reset()
+    }
+
+    fn run(&mut self, observer: &mut dyn Observer) -> Result<Observed> {
+        let scope = self.runner.scope.clone();
+        let limits = self.runner.limits();
+        let counter = self.runner.output.new_counter();
+        let recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
+        let mut watched = Watched::new(recorder, observer);
+        let bound = Bound { timeout: limits.timeout(), grace: GRACE };
+        let ran = self.runner.traced(&mut watched, Follows::All, bound)?;
+        if let Some(error) = watched.failed {
+            return Err(error);
+        }
+        let mut recorder = watched.recorder;
+        recorder.stores();
+        match ran.how {
+            How::Ended(Ended::Status(0)) => Ok(Observed { trace: recorder.trace, ended: true }),
+            _ if self.learned.serves => Ok(Observed { trace: recorder.trace, ended: false }),
+            how => Err(Error::baseline(format!(
+                "on the disk the unbroken run ended otherwise: {how:?}"
+            ))
+            .help("is the disk too small? --fs-size gives more, --timeout more time")),
+        }
+    }
+
+    fn look(&mut self, acks: u64) -> Result<Sight> {
+        let survivor = self.runner.survivor(&self.learned.state)?;
+        self.runner.keep()?;
+        let checks = self.check(&survivor, acks)?;
+        let recovery = self.recover(&survivor, acks)?;
+        Ok(Sight { survivor, checks, recovery })
+    }
+
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.runner.keep_in(directory);
     }
 }
 

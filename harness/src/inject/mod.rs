@@ -21,6 +21,7 @@ pub mod decode;
 pub mod hand;
 pub mod output;
 pub mod recorder;
+pub mod resident;
 pub mod runner;
 pub mod striker;
 pub mod tracer;

@@ -7,5 +7,6 @@ pub mod ptrace;
 pub mod quota;
 pub mod sandbox;
 pub mod seccomp;
+pub mod shared;
 pub mod signals;
 pub mod spawn;

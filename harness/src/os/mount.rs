@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
 
@@ -66,10 +68,61 @@ pub fn device(device: &LoopDevice, place: &Path, kind: &str, options: &str) -> i
     Ok(mount(Some(&device.path), place, Some(kind), MsFlags::empty(), options)?)
 }
 
+/// Mounts the FUSE file system that is served through an open `/dev/fuse`.
+pub fn fuse(device: RawFd, place: &Path) -> io::Result<()> {
+    let (uid, gid) = (geteuid(), getegid());
+    let options = format!("fd={device},rootmode=40000,user_id={uid},group_id={gid}");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(mount(Some("crashtest"), place, Some("fuse"), flags, Some(options.as_str()))?)
+}
+
+/// Unmounts what is at `place`.
+pub fn unmount(place: &Path) -> nix::Result<()> {
+    umount2(place, MntFlags::empty())
+}
+
+/// Takes away what is mounted at `place`, even if it is in use.
+pub fn detach(place: &Path) -> nix::Result<()> {
+    umount2(place, MntFlags::MNT_DETACH)
+}
+
 /// Writes out all that is dirty on the file system of an open file.
 pub fn sync_file_system(file: &File) -> io::Result<()> {
     // SAFETY: syncfs takes a descriptor and no pointers.
     Ok(Errno::result(unsafe { libc::syncfs(file.as_raw_fd()) }).map(drop)?)
+}
+
+/// Has the data of a file written, and does not wait for it.
+pub fn start_writing(file: &File) -> io::Result<()> {
+    // SAFETY: sync_file_range takes a descriptor and numbers.
+    let done =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    Ok(Errno::result(done).map(drop)?)
+}
+
+// linux/btrfs.h
+const BTRFS_IOC_START_SYNC: libc::Ioctl = 0x8008_9418;
+const BTRFS_IOC_WAIT_SYNC: libc::Ioctl = 0x4008_9416;
+
+/// Has the btrfs of an open file commit its transaction, without waiting for file data, as it does
+/// every half a minute.
+pub fn commit_btrfs(file: &File) -> io::Result<()> {
+    let mut transaction = 0_u64;
+    // SAFETY: the kernel writes a number to `transaction`, which outlives the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), BTRFS_IOC_START_SYNC, &raw mut transaction) };
+    match Errno::result(done) {
+        // There is nothing to commit.
+        Err(Errno::ENOENT) => return Ok(()),
+        done => done?,
+    };
+    // SAFETY: the kernel reads a number from `transaction`, which outlives the call.
+    let done =
+        unsafe { libc::ioctl(file.as_raw_fd(), BTRFS_IOC_WAIT_SYNC, &raw const transaction) };
+    match Errno::result(done) {
+        // It was committed before it could be waited for.
+        Ok(_) | Err(Errno::EINVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A block device over a file. The kernel lets go of the file when nobody has the device open or
@@ -78,13 +131,16 @@ pub fn sync_file_system(file: &File) -> io::Result<()> {
 pub struct LoopDevice {
     /// The device.
     pub path: PathBuf,
-    _open: File,
+    open: File,
 }
 
 // linux/loop.h
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+// linux/fs.h
+const BLKFLSBUF: libc::Ioctl = 0x1261;
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -119,6 +175,16 @@ const ATTEMPTS: usize = 50;
 impl LoopDevice {
     /// Makes `image` a block device.
     pub fn attach(image: &File) -> io::Result<Self> {
+        Self::with_flags(image, LO_FLAGS_AUTOCLEAR)
+    }
+
+    /// Makes `image` a block device that does not keep anything of it in memory, and has many requests
+    /// in flight.
+    pub fn attach_direct(image: &File) -> io::Result<Self> {
+        Self::with_flags(image, LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO)
+    }
+
+    fn with_flags(image: &File, flags: u32) -> io::Result<Self> {
         let control = File::options().read(true).write(true).open("/dev/loop-control")?;
         for _ in 0..ATTEMPTS {
             // SAFETY: this request takes no argument.
@@ -126,17 +192,61 @@ impl LoopDevice {
             let number = Errno::result(number)?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = File::options().read(true).write(true).open(&path)?;
-            match configure(&device, image) {
-                Ok(()) => return Ok(Self { path, _open: device }),
+            match configure(&device, image, flags) {
+                Ok(()) => return Ok(Self { path, open: device }),
                 Err(Errno::EBUSY) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Errno::EBUSY.into())
     }
+
+    /// Drops what the kernel has kept of these bytes (from, to) of the device while it was not mounted;
+    /// all, if it would not drop only these.
+    pub fn forget_ranges(&self, ranges: &[Range<u64>]) -> io::Result<()> {
+        for range in ranges {
+            let (from, length) = (signed(range.start), signed(range.end - range.start));
+            posix_fadvise(&self.open, from, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            if cached_pages(&self.open, range)? != 0 {
+                return self.forget_cached();
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops what the kernel has kept of the device while it was not mounted.
+    pub fn forget_cached(&self) -> io::Result<()> {
+        // SAFETY: this request takes no argument.
+        let done = unsafe { libc::ioctl(self.open.as_raw_fd(), BLKFLSBUF) };
+        Ok(Errno::result(done).map(drop)?)
+    }
 }
 
-fn configure(device: &File, image: &File) -> nix::Result<()> {
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+// asm-generic/unistd.h; the same everywhere
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// How many pages of these bytes of a file are in memory.
+fn cached_pages(file: &File, range: &Range<u64>) -> nix::Result<u64> {
+    let asked = [range.start, range.end - range.start];
+    // Cached, dirty, being written, evicted, recently evicted.
+    let mut found = [0_u64; 5];
+    // SAFETY: both arrays are as large as the structures that the call reads and writes, and outlive it.
+    let done = unsafe {
+        libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), asked.as_ptr(), found.as_mut_ptr(), 0)
+    };
+    match Errno::result(done) {
+        Ok(_) => Ok(found[0]),
+        // A kernel that can't tell may have kept any.
+        Err(Errno::ENOSYS) => Ok(u64::MAX),
+        Err(error) => Err(error),
+    }
+}
+
+fn configure(device: &File, image: &File, flags: u32) -> nix::Result<()> {
     let config = LoopConfig {
         fd: u32::try_from(image.as_raw_fd()).unwrap_or(u32::MAX),
         block_size: 0,
@@ -149,7 +259,7 @@ fn configure(device: &File, image: &File) -> nix::Result<()> {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_AUTOCLEAR,
+            flags,
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],

@@ -46,13 +46,13 @@ pub fn fork_briefly(body: impl FnOnce() -> i32) -> io::Result<Pid> {
 
 /// Runs `body` in a process that is no child of ours, in a session of its own, with no open
 /// terminal or pipe of ours as its input or output.
-pub fn fork_detached(body: impl FnOnce()) -> io::Result<()> {
+pub fn fork_detached(name: &std::ffi::CStr, body: impl FnOnce()) -> io::Result<()> {
     let mut body = Some(body);
     let between = fork_child(|| {
         let grandchild = fork_child(|| {
             // What fails here makes the process less detached, and it does its work all the same.
             let _ = nix::unistd::setsid();
-            let _ = nix::sys::prctl::set_name(c"ct-janitor");
+            let _ = nix::sys::prctl::set_name(name);
             if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
                 let _ = nix::unistd::dup2_stdin(&null);
                 let _ = nix::unistd::dup2_stdout(&null);
@@ -75,6 +75,16 @@ pub fn kill_self() -> ! {
     loop {
         nix::unistd::pause();
     }
+}
+
+// linux/prctl.h
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Lets this process, on which disks depend, get memory without waiting for one of them. What
+/// forbids it (a container) makes it slower under memory pressure, and nothing else.
+pub fn serve_disks_under_pressure() {
+    // SAFETY: this prctl takes numbers.
+    let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
 /// How a child ended.

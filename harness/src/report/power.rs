@@ -37,6 +37,55 @@ pub struct Cell {
     pub findings: Vec<Finding>,
     /// What was expected.
     pub expectation: Expectation,
+    /// How a real disk was looked at, if one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<OnDisk>,
+}
+
+/// How the images of a real disk were looked at, and what the model says of that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// How many recordings were made.
+    pub recordings: u64,
+    /// Whether write-back was brought about at some op boundaries only.
+    pub boundaries_sampled: bool,
+    /// The profile with which survivors were compared, if there is one.
+    pub profile: Option<String>,
+    /// How many different survivors it allows.
+    pub allowed: usize,
+    /// How many of these were never seen.
+    pub not_seen: usize,
+    /// Survivors that it does not allow, in words, and how many there are.
+    pub outside: Troubles,
+    /// Images that could not be mounted.
+    pub refused: Troubles,
+    /// Images with which something took too long.
+    pub stuck: Troubles,
+    /// Images at which the tool of the file system complains.
+    pub harmed: Troubles,
+}
+
+/// Something that went wrong with images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Troubles {
+    /// With how many.
+    pub count: u64,
+    /// What it was with the first.
+    pub first: Option<String>,
+}
+
+impl Troubles {
+    /// Adds one.
+    pub fn add(&mut self, what: String) {
+        self.count += 1;
+        self.first.get_or_insert(what);
+    }
+
+    /// Adds what went wrong elsewhere.
+    pub fn merge(&mut self, other: Self) {
+        self.count += other.count;
+        self.first = self.first.take().or(other.first);
+    }
 }
 
 /// A cause, and its first example.
@@ -77,6 +126,9 @@ pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
                     row.name, cell.profile, cell.distinct
                 );
             }
+            if let Some(disk) = &cell.disk {
+                on_disk(&row.name, cell, disk, text);
+            }
             if let Some(why) = &cell.not_measured {
                 let _ = writeln!(
                     text,
@@ -88,6 +140,40 @@ pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
     }
     for row in &report.subjects {
         causes(report, row, text);
+    }
+}
+
+/// What a real disk has shown besides.
+fn on_disk(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
+    let fs = &cell.profile;
+    let _ = write!(
+        text,
+        "disk: {name} on {fs}: {} images of {} recordings leave {} different survivors",
+        cell.states, disk.recordings, cell.distinct
+    );
+    let _ = match &disk.profile {
+        Some(profile) if disk.not_seen > 0 => writeln!(
+            text,
+            "; {} of the {} that the profile {profile} has are allowed, not seen",
+            disk.not_seen, disk.allowed
+        ),
+        Some(profile) => writeln!(text, "; the profile {profile} has {}", disk.allowed),
+        None => writeln!(text, "; there is no profile to compare them with"),
+    };
+    let troubles = [
+        (&disk.outside, "MODEL WRONG", "survivors are not those of the profile"),
+        (&disk.refused, "warning", "images could not be mounted"),
+        (&disk.stuck, "warning", "images took too long"),
+        (&disk.harmed, "warning", "images were not whole after they had been mounted"),
+    ];
+    for (trouble, word, what) in troubles {
+        if let Some(first) = &trouble.first {
+            let _ = writeln!(
+                text,
+                "{word}: {name} on {fs}: {} {what}; the first: {first}",
+                trouble.count
+            );
+        }
     }
 }
 
@@ -120,7 +206,12 @@ fn cell_text(cell: &Cell) -> String {
     for kind in cell.tally.violated.keys() {
         let _ = write!(text, "\n{}", kind.name());
     }
-    text += if cell.exhaustive { "\nexhaustive" } else { "\nsampled" };
+    text += match (cell.exhaustive, &cell.disk) {
+        (true, _) => "\nexhaustive",
+        (false, None) => "\nsampled",
+        // Of a real disk the images that are looked at are always some.
+        (false, Some(_)) => "",
+    };
     text
 }
 

@@ -315,7 +315,12 @@ fn conclusion(report: &Report) -> String {
     let trials: u64 = report.subjects.iter().map(|row| row.tally.trials()).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let rate = report.trials_now as f64 * 1000.0 / report.elapsed_ms.max(1) as f64;
-    let what = if report.file_system == MODEL { "crash states" } else { "trials" };
+    let on_disk = report.subjects.iter().flat_map(|row| &row.cells).any(|cell| cell.disk.is_some());
+    let what = match report.file_system == MODEL {
+        true => "crash states",
+        false if on_disk => "disk images",
+        false => "trials",
+    };
     let mut text = format!(
         "{trials} {what}, {rate:.0} a second on {} worker{}, seed {}, results in {}",
         report.jobs,

@@ -128,6 +128,11 @@ pub fn can_fill(kind: crashtest::file_system::FileSystem) -> bool {
     doctor_says(&format!("small {kind}"), kind.name())
 }
 
+/// Whether the power of disks with this file system can be cut here.
+pub fn can_cut(kind: &str) -> bool {
+    doctor_says(&format!("recorded {kind}"), kind)
+}
+
 fn doctor_says(finding: &str, name: &str) -> bool {
     let output = crashtest().arg("doctor").output().expect("the command starts");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -193,9 +198,11 @@ pub fn left_behind(mark: &str, place: &Path) -> Vec<String> {
     left.extend(entries.map(|entry| entry.path().display().to_string()));
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let place = place.display().to_string();
+    // A disk that is served by FUSE is shown by its name, with its path in it.
+    let served = place.replace('/', "!");
     for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-        if file.contains(&place) {
+        if file.contains(&place) || file.contains(&served) {
             left.push(format!("{} over {file}", device.file_name().to_string_lossy()));
         }
     }

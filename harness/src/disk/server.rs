@@ -1,0 +1,563 @@
+//! Serves disks from memory as files of a FUSE file system, and records what is written to them.
+//!
+//! One process serves all disks of a run. It has two threads and never forks: one answers the kernel, the
+//! other looks after what is in flight. When it ends, however that comes, the kernel aborts
+//! the connection: whoever waits for a disk gets an error and does not wait for ever.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, WriteFlags,
+};
+
+use super::images::Image;
+use super::layout::Layout;
+use super::log::Tick;
+use super::protocol::{Answer, CONTROL, Command};
+use super::store::{self, Layer, Recording, Shown};
+use crate::os::shared::Counters;
+
+/// How long after the last request writes in flight are answered: the file system waits for them.
+const HELD_UNTIL_IDLE: Duration = Duration::from_millis(20);
+/// How many requests may be in flight.
+const IN_FLIGHT_MAX: u16 = 4096;
+/// How many bytes the kernel is told at once.
+const TOLD_AT_ONCE: usize = 256 << 10;
+/// How many bytes of writes are held at most.
+const HELD_BYTES_MAX: usize = 16 << 20;
+const ROOT_INO: u64 = 1;
+const CONTROL_INO: u64 = 2;
+const DISK_INO: u64 = 16;
+/// The kernel asks each time: a disk changes its size.
+const NO_TIME: Duration = Duration::ZERO;
+
+/// Disks from this number on are for looking only.
+pub const VIEWED: u32 = 1 << 24;
+
+/// See [`VIEWED`].
+#[must_use]
+pub fn is_viewed(slot: u32) -> bool {
+    slot & VIEWED != 0
+}
+
+/// What the disks of a file system are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To record what is written to them: nothing is cached, so that many writes are in flight.
+    Recording,
+    /// To look at images, which are mostly the same: the kernel keeps what it has read, and flushes
+    /// nothing.
+    Viewing,
+}
+
+/// A write that is in flight.
+struct Held {
+    asked: Tick,
+    offset: u64,
+    bytes: Vec<u8>,
+    reply: ReplyWrite,
+}
+
+/// One disk.
+#[derive(Default)]
+struct Slot {
+    top: Layer,
+    recording: Option<Recording>,
+    hold: Option<Layout>,
+    held: Vec<Held>,
+    last_request: Option<Instant>,
+    shown: Option<Shown>,
+    ends: Option<Instant>,
+    failed: bool,
+    /// Where the moment is told to whoever asks often.
+    told: Option<(Arc<Counters>, usize)>,
+}
+
+#[derive(Default)]
+struct State {
+    ticks: Option<Arc<Counters>>,
+    /// Tells the kernel what to forget.
+    notifier: Option<Notifier>,
+    slots: HashMap<u32, Slot>,
+    images: HashMap<u32, Arc<Layer>>,
+    recordings: HashMap<u32, Recording>,
+    numbers: u32,
+    /// What each open control file is to read.
+    answers: HashMap<u64, Vec<u8>>,
+    handles: u64,
+}
+
+/// The disks of a run.
+#[derive(Default)]
+pub struct Disks {
+    state: Mutex<State>,
+    /// Something may have to be looked after.
+    stirred: Condvar,
+}
+
+impl Disks {
+    /// Tells how many things have happened to each disk in `ticks`, by its number.
+    #[must_use]
+    pub fn telling(ticks: Arc<Counters>) -> Self {
+        let state = State { ticks: Some(ticks), ..State::default() };
+        Self { state: Mutex::new(state), ..Self::default() }
+    }
+
+    /// Lets it tell the kernel what to forget of disks that are cached.
+    pub fn notify_by(&self, notifier: Notifier) {
+        self.state().notifier = Some(notifier);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked has left no half-made change that another could trip over.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers writes in flight in time, and lets disks fail whose time is up. Never ends.
+    pub fn look_after(&self) {
+        let mut state = self.state();
+        loop {
+            let now = Instant::now();
+            let mut next: Option<Instant> = None;
+            for slot in state.slots.values_mut() {
+                let due = slot.look_after(now);
+                next = [next, due].into_iter().flatten().min();
+            }
+            state = match next {
+                Some(next) => {
+                    let wait = next.saturating_duration_since(now);
+                    let waited = self.stirred.wait_timeout(state, wait);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.stirred.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Slot {
+    /// Does what is due, and says when the next is.
+    fn look_after(&mut self, now: Instant) -> Option<Instant> {
+        if self.ends.is_some_and(|ends| ends <= now) {
+            (self.ends, self.failed) = (None, true);
+        }
+        let idle = self.last_request.map(|last| last + HELD_UNTIL_IDLE);
+        let mut due = idle.filter(|_| !self.held.is_empty());
+        if self.failed || due.is_some_and(|due| due <= now) {
+            self.release();
+            due = None;
+        }
+        [due, self.ends].into_iter().flatten().min()
+    }
+
+    /// Carries out all that is in flight.
+    fn release(&mut self) {
+        for Held { asked, offset, bytes, reply } in std::mem::take(&mut self.held) {
+            let length = bytes.len();
+            self.carry_out(asked, offset, bytes.into());
+            reply.written(u32::try_from(length).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn carry_out(&mut self, asked: Tick, offset: u64, bytes: Cow<'_, [u8]>) {
+        self.top.write(offset, &bytes);
+        if let Some(recording) = &mut self.recording {
+            recording.wrote(asked, offset, bytes.into_owned());
+        }
+        self.tell();
+    }
+
+    /// Tells the moment.
+    fn tell(&self) {
+        if let (Some((ticks, number)), Some(recording)) = (&self.told, &self.recording) {
+            ticks.set(*number, recording.log().end.0);
+        }
+    }
+
+    fn asked(&mut self) -> Tick {
+        self.last_request = Some(Instant::now());
+        let asked = self.recording.as_mut().map(Recording::tick).unwrap_or_default();
+        self.tell();
+        asked
+    }
+
+    fn put(&mut self, top: Layer) {
+        self.release();
+        (self.top, self.recording, self.hold, self.shown) = (top, None, None, None);
+        (self.ends, self.failed) = (None, false);
+    }
+}
+
+impl State {
+    fn slot(&mut self, slot: u32) -> &mut Slot {
+        self.slots.entry(slot).or_default()
+    }
+
+    fn number(&mut self) -> u32 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn obey(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Blank(slot, bytes) => self.slot(slot).put(Layer::blank(bytes)),
+            Command::Keep(slot) => {
+                let slot = self.slot(slot);
+                slot.release();
+                let kept = Arc::new(std::mem::take(&mut slot.top));
+                slot.top = kept.above();
+                let number = self.number();
+                self.images.insert(number, kept);
+                return Answer::Number(number);
+            }
+            Command::Load(slot, image) => {
+                let Some(image) = self.images.get(&image).cloned() else {
+                    return Answer::Wrong(format!("there is no start image {image}"));
+                };
+                self.slot(slot).put(image.above());
+                self.refresh(slot, None);
+            }
+            Command::Read(slot, offset, length) => {
+                return Answer::Bytes(self.slot(slot).top.read(offset, length));
+            }
+            Command::Record(number, hold) => {
+                let ticks = self.ticks.clone();
+                let slot = self.slot(number);
+                slot.told = ticks.zip(usize::try_from(number).ok());
+                slot.release();
+                let base = Arc::new(std::mem::take(&mut slot.top));
+                slot.top = base.above();
+                (slot.recording, slot.hold) = (Some(Recording::of(base)), hold);
+                slot.tell();
+            }
+            Command::Stop(slot) => {
+                let slot = self.slot(slot);
+                slot.release();
+                slot.hold = None;
+                let Some(recording) = slot.recording.take() else {
+                    return Answer::Wrong("nothing is being recorded".to_owned());
+                };
+                let (log, number) = (recording.log().clone(), self.number());
+                self.recordings.insert(number, recording);
+                return Answer::Log(number, log);
+            }
+            Command::Show(number, recording, image, limit_ms) => {
+                return self.show(number, recording, &image, limit_ms);
+            }
+            Command::Limit(slot, limit_ms) => {
+                let slot = self.slot(slot);
+                slot.ends = limit_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+                return Answer::Works(!slot.failed);
+            }
+            Command::ForgetRecording(recording) => {
+                self.recordings.remove(&recording);
+                for slot in self.slots.values_mut() {
+                    slot.shown = slot.shown.take().filter(|shown| shown.recording != recording);
+                }
+            }
+            Command::ForgetImage(image) => {
+                self.images.remove(&image);
+            }
+        }
+        Answer::Done
+    }
+
+    /// Makes a disk hold an image, and says what has changed on it.
+    fn show(&mut self, number: u32, recorded: u32, image: &Image, limit_ms: u64) -> Answer {
+        let Some(recording) = self.recordings.get(&recorded) else {
+            return Answer::Wrong(format!("there is no recording {recorded}"));
+        };
+        let slot = self.slots.entry(number).or_default();
+        let before = slot.shown.take().filter(|shown| shown.recording == recorded);
+        let mut shown = before.clone().unwrap_or_else(|| Shown::start(recorded, recording));
+        let top = shown.image(recording, image);
+        let changed = before.map(|before| {
+            let mut blocks = BTreeSet::new();
+            slot.top.add_blocks(&mut blocks);
+            top.add_blocks(&mut blocks);
+            shown.add_differences(&before, recording, &mut blocks);
+            // Much is written again as it was: XFS zeroes a part of its log at each mount.
+            blocks.retain(|block| !top.has_same(&slot.top, *block));
+            store::ranges(&blocks)
+        });
+        slot.put(top);
+        slot.shown = Some(shown);
+        slot.ends = Some(Instant::now() + Duration::from_millis(limit_ms));
+        self.refresh(number, changed.as_deref());
+        Answer::Changed(changed)
+    }
+
+    /// Has the kernel know what a disk holds now in some ranges, or forget all that it has kept of it.
+    fn refresh(&self, number: u32, ranges: Option<&[Range<u64>]>) {
+        let (Some(notifier), true) = (&self.notifier, is_viewed(number)) else { return };
+        let ino = INodeNo(DISK_INO + u64::from(number));
+        let top = self.slots.get(&number).map(|slot| &slot.top);
+        // The kernel says so if it knows nothing of this disk; then there is nothing to tell it.
+        let Some((ranges, top)) = ranges.zip(top) else {
+            let _ = notifier.inval_inode(ino, 0, 0);
+            return;
+        };
+        for range in ranges {
+            for start in range.clone().step_by(TOLD_AT_ONCE) {
+                let end = range.end.min(start + TOLD_AT_ONCE as u64).min(top.bytes());
+                let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+                let _ = notifier.store(ino, start, &top.read(start, length));
+            }
+        }
+    }
+
+    fn attributes(&self, ino: INodeNo) -> FileAttr {
+        let size = match ino.0.checked_sub(DISK_INO) {
+            Some(slot) => {
+                let slot = u32::try_from(slot).ok().and_then(|slot| self.slots.get(&slot));
+                slot.map_or(0, |slot| slot.top.bytes())
+            }
+            None => 0,
+        };
+        let is_root = ino.0 == ROOT_INO;
+        FileAttr {
+            ino,
+            size,
+            blocks: size / 512,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if is_root { FileType::Directory } else { FileType::RegularFile },
+            perm: if is_root { 0o700 } else { 0o600 },
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn disk(&mut self, ino: INodeNo) -> Option<&mut Slot> {
+        let slot = u32::try_from(ino.0.checked_sub(DISK_INO)?).ok()?;
+        self.slots.get_mut(&slot)
+    }
+}
+
+/// The file system, as fuser wants it.
+pub struct Served {
+    /// The disks.
+    pub disks: Arc<Disks>,
+    /// What they are for.
+    pub used: Use,
+}
+
+impl Filesystem for Served {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // What this kernel does not have makes it slower, and nothing else.
+        let wanted = InitFlags::FUSE_ASYNC_DIO | InitFlags::FUSE_MAX_PAGES;
+        let _ = config.add_capabilities(wanted);
+        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_background(IN_FLIGHT_MAX);
+        let _ = config.set_congestion_threshold(IN_FLIGHT_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let slot = name.to_str().and_then(|name| name.rsplit_once('!'));
+        let slot = slot.and_then(|(_, slot)| slot.parse::<u32>().ok());
+        let ino = match slot {
+            Some(slot) => DISK_INO + u64::from(slot),
+            None if name == CONTROL => CONTROL_INO,
+            None => return reply.error(Errno::ENOENT),
+        };
+        let attributes = self.disks.state().attributes(INodeNo(ino));
+        reply.entry(&NO_TIME, &attributes, Generation(0));
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        reply.attr(&NO_TIME, &self.disks.state().attributes(ino));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<fuser::TimeOrNow>,
+        _mtime: Option<fuser::TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        // A disk is as large as it is.
+        reply.attr(&NO_TIME, &self.disks.state().attributes(ino));
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let mut state = self.disks.state();
+        state.handles += 1;
+        let flags = match self.used {
+            Use::Viewing if ino.0 != CONTROL_INO => FopenFlags::FOPEN_KEEP_CACHE,
+            _ => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+        };
+        reply.opened(FileHandle(state.handles), flags);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut state = self.disks.state();
+        let size = size as usize;
+        if ino.0 == CONTROL_INO {
+            let answer = state.answers.get(&handle.0).map(Vec::as_slice).unwrap_or_default();
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(answer.len());
+            return reply.data(&answer[from..answer.len().min(from + size)]);
+        }
+        match state.disk(ino) {
+            Some(slot) if !slot.failed => {
+                slot.last_request = Some(Instant::now());
+                let left = slot.top.bytes().saturating_sub(offset);
+                let size = size.min(usize::try_from(left).unwrap_or(usize::MAX));
+                reply.data(&slot.top.read(offset, size));
+            }
+            _ => reply.error(Errno::EIO),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let mut state = self.disks.state();
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if ino.0 == CONTROL_INO {
+            let answer = match serde_json::from_slice(data) {
+                Ok(command) => state.obey(command),
+                Err(error) => Answer::Wrong(error.to_string()),
+            };
+            state.answers.insert(handle.0, serde_json::to_vec(&answer).unwrap_or_default());
+            self.disks.stirred.notify_all();
+            return reply.written(length);
+        }
+        let Some(slot) = state.disk(ino).filter(|slot| !slot.failed) else {
+            return reply.error(Errno::EIO);
+        };
+        let asked = slot.asked();
+        if slot.hold.as_ref().is_some_and(|layout| layout.is_data(offset, data)) {
+            slot.held.push(Held { asked, offset, bytes: data.to_vec(), reply });
+            if slot.held.iter().map(|held| held.bytes.len()).sum::<usize>() > HELD_BYTES_MAX {
+                slot.release();
+            }
+            self.disks.stirred.notify_all();
+            return;
+        }
+        slot.carry_out(asked, offset, Cow::Borrowed(data));
+        reply.written(length);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        // A discard, or zeros: what is read there then is zeros.
+        let mut state = self.disks.state();
+        let Some(slot) = state.disk(ino).filter(|slot| !slot.failed) else {
+            return reply.error(Errno::EIO);
+        };
+        let asked = slot.asked();
+        let length = length.min(slot.top.bytes().saturating_sub(offset));
+        slot.carry_out(asked, offset, vec![0; usize::try_from(length).unwrap_or(0)].into());
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        if self.used == Use::Viewing {
+            // Then the kernel asks no more, and takes all for flushed.
+            return reply.error(Errno::ENOSYS);
+        }
+        let mut state = self.disks.state();
+        match state.disk(ino) {
+            Some(slot) if !slot.failed => {
+                let asked = slot.asked();
+                if let Some(recording) = &mut slot.recording {
+                    recording.flushed(asked);
+                }
+                slot.tell();
+                reply.ok();
+            }
+            _ => reply.error(Errno::EIO),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.disks.state().answers.remove(&handle.0);
+        reply.ok();
+    }
+}

@@ -1,0 +1,288 @@
+//! Disks in memory: start images that are shared, what lies above them, and what is recorded.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::images::Image;
+use super::log::{self, DiskLog, SECTOR_BYTES, Span, Tick, Write};
+
+/// What is stored in one piece.
+const BLOCK_BYTES: usize = 4096;
+
+type Block = Arc<[u8; BLOCK_BYTES]>;
+
+/// What a disk held at some moment.
+#[derive(Clone)]
+pub struct Layer {
+    blocks: HashMap<u64, Block>,
+    /// Stands for all blocks of zeros: file systems write many.
+    zeros: Block,
+    below: Option<Arc<Self>>,
+    bytes: u64,
+}
+
+impl Default for Layer {
+    fn default() -> Self {
+        Self::blank(0)
+    }
+}
+
+impl Layer {
+    /// An empty disk of so many bytes.
+    #[must_use]
+    pub fn blank(bytes: u64) -> Self {
+        Self { bytes, blocks: HashMap::new(), zeros: Arc::new([0; BLOCK_BYTES]), below: None }
+    }
+
+    /// A disk that holds what this one does, to be written to.
+    #[must_use]
+    pub fn above(self: &Arc<Self>) -> Self {
+        let (blocks, zeros) = (HashMap::new(), Arc::clone(&self.zeros));
+        Self { blocks, zeros, below: Some(Arc::clone(self)), bytes: self.bytes }
+    }
+
+    /// How large the disk is.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn block(&self, number: u64) -> Option<&Block> {
+        let mut layer = self;
+        loop {
+            match (layer.blocks.get(&number), &layer.below) {
+                (Some(block), _) => return Some(block),
+                (None, Some(below)) => layer = below,
+                (None, None) => return None,
+            }
+        }
+    }
+
+    /// Adds the numbers of the blocks that differ from what lies below.
+    pub fn add_blocks(&self, blocks: &mut BTreeSet<u64>) {
+        blocks.extend(self.blocks.keys());
+    }
+
+    /// Whether a block of this number holds what that of another disk does.
+    #[must_use]
+    pub fn has_same(&self, other: &Self, number: u64) -> bool {
+        match (self.block(number), other.block(number)) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two) || one == two,
+            (None, Some(block)) | (Some(block), None) => *block == self.zeros,
+            (None, None) => true,
+        }
+    }
+
+    /// What lies at these bytes.
+    #[must_use]
+    pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        for (number, within, piece) in pieces(offset, length) {
+            if let Some(block) = self.block(number) {
+                let end = within + piece.len();
+                bytes[piece].copy_from_slice(&block[within..end]);
+            }
+        }
+        bytes
+    }
+
+    /// Writes bytes.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        for (number, within, piece) in pieces(offset, bytes.len()) {
+            if piece.len() == BLOCK_BYTES && bytes[piece.clone()] == *self.zeros {
+                self.blocks.insert(number, Arc::clone(&self.zeros));
+                continue;
+            }
+            let below = self.below.as_ref().and_then(|below| below.block(number));
+            let block = self.blocks.entry(number).or_insert_with(|| match below {
+                Some(block) => Arc::clone(block),
+                None => Arc::clone(&self.zeros),
+            });
+            let end = within + piece.len();
+            Arc::make_mut(block)[within..end].copy_from_slice(&bytes[piece]);
+        }
+    }
+}
+
+/// The blocks that some bytes touch: number, offset in it, and which of the bytes.
+fn pieces(
+    offset: u64,
+    length: usize,
+) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let left = length.checked_sub(done).filter(|left| *left > 0)?;
+        let at = offset + done as u64;
+        let within = usize::try_from(at % BLOCK_BYTES as u64).unwrap_or(0);
+        let count = left.min(BLOCK_BYTES - within);
+        let piece = done..done + count;
+        done += count;
+        Some((at / BLOCK_BYTES as u64, within, piece))
+    })
+}
+
+/// So many bytes between two ranges are added to them: few ranges are faster than small ones.
+const GAP_MAX: u64 = 128 << 10;
+
+/// Ranges of bytes that cover blocks.
+#[must_use]
+pub fn ranges(blocks: &BTreeSet<u64>) -> Vec<std::ops::Range<u64>> {
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for block in blocks {
+        let start = block * BLOCK_BYTES as u64;
+        let end = start + BLOCK_BYTES as u64;
+        match ranges.last_mut() {
+            Some(last) if start - last.end <= GAP_MAX => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
+
+/// What was written, and to what.
+pub struct Recording {
+    /// What the disk held when it began.
+    pub base: Arc<Layer>,
+    log: DiskLog,
+    /// The bytes of each write of the log.
+    data: Vec<Vec<u8>>,
+}
+
+impl Recording {
+    /// Nothing was written yet.
+    #[must_use]
+    pub fn of(base: Arc<Layer>) -> Self {
+        Self { base, log: DiskLog::default(), data: Vec::new() }
+    }
+
+    /// A moment goes by.
+    pub fn tick(&mut self) -> Tick {
+        self.log.end.0 += 1;
+        self.log.end
+    }
+
+    /// What was seen so far.
+    #[must_use]
+    pub fn log(&self) -> &DiskLog {
+        &self.log
+    }
+
+    /// A write is answered now that was asked then.
+    pub fn wrote(&mut self, asked: Tick, offset: u64, bytes: Vec<u8>) {
+        let sector = offset / SECTOR_BYTES;
+        let chunks = bytes.chunks(SECTOR_BYTES.try_into().unwrap_or(usize::MAX));
+        let sums = (sector..).zip(chunks).map(|(sector, bytes)| log::sum(sector, bytes)).collect();
+        let span = Span { asked, answered: self.tick() };
+        self.log.writes.push(Write { sector, sums, span });
+        self.data.push(bytes);
+    }
+
+    /// A flush is answered now that was asked then.
+    pub fn flushed(&mut self, asked: Tick) {
+        let answered = self.tick();
+        self.log.flushes.push(Span { asked, answered });
+    }
+
+    /// Carries out a write, or some sectors of it.
+    fn carry_out(&self, onto: &mut Layer, number: usize, part: Option<(u32, u32)>) {
+        let (Some(write), Some(data)) = (self.log.writes.get(number), self.data.get(number)) else {
+            return;
+        };
+        let byte = |sector: u32| u64::from(sector) * SECTOR_BYTES;
+        let (from, to) = part.map_or((0, data.len() as u64), |(from, to)| (byte(from), byte(to)));
+        let to = to.min(data.len() as u64);
+        let range = usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
+        if let Some(bytes) = data.get(range) {
+            onto.write(write.sector * SECTOR_BYTES + from, bytes);
+        }
+    }
+}
+
+/// The last image that was shown of a recording, ready for the next.
+#[derive(Clone)]
+pub struct Shown {
+    /// Which recording.
+    pub recording: u32,
+    certain: u32,
+    below: Arc<Layer>,
+}
+
+impl Shown {
+    /// What a recording began with.
+    #[must_use]
+    pub fn start(number: u32, recording: &Recording) -> Self {
+        Self { recording: number, certain: 0, below: Arc::clone(&recording.base) }
+    }
+
+    /// Adds the numbers of the blocks in which the certain writes of this and of another image differ.
+    pub fn add_differences(&self, other: &Self, recording: &Recording, blocks: &mut BTreeSet<u64>) {
+        let (from, to) = (self.certain.min(other.certain), self.certain.max(other.certain));
+        for write in &recording.log.writes[from as usize..to as usize] {
+            let (start, count) =
+                (write.sector * SECTOR_BYTES, write.sums.len() as u64 * SECTOR_BYTES);
+            let block = BLOCK_BYTES as u64;
+            blocks.extend(start / block..(start + count).div_ceil(block));
+        }
+    }
+
+    /// A disk that holds an image.
+    #[must_use]
+    pub fn image(&mut self, recording: &Recording, image: &Image) -> Layer {
+        if image.certain < self.certain {
+            (self.certain, self.below) = (0, Arc::clone(&recording.base));
+        }
+        if image.certain > self.certain {
+            // One layer above the base, and not one for each step.
+            let mut below = match Arc::ptr_eq(&self.below, &recording.base) {
+                true => recording.base.above(),
+                false => Layer::clone(&self.below),
+            };
+            for number in self.certain..image.certain {
+                recording.carry_out(&mut below, number as usize, None);
+            }
+            (self.certain, self.below) = (image.certain, Arc::new(below));
+        }
+        let mut top = self.below.above();
+        for number in &image.kept {
+            recording.carry_out(&mut top, *number as usize, None);
+        }
+        if let Some(torn) = &image.torn {
+            recording.carry_out(&mut top, torn.write as usize, Some((torn.from, torn.to)));
+        }
+        top
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::images::Torn;
+    use super::*;
+
+    #[test]
+    fn an_image_has_its_writes_and_the_start_image_stays() {
+        let mut base = Layer::blank(1 << 20);
+        base.write(4000, &[1; 200]);
+        let base = Arc::new(base);
+        let mut recording = Recording::of(Arc::clone(&base));
+        for (offset, byte) in [(4096, 2), (8192, 3), (4608, 4)] {
+            let asked = recording.tick();
+            recording.wrote(asked, offset, vec![byte; 1024]);
+        }
+        let mut shown = Shown::start(0, &recording);
+        let image = |certain, kept: &[u32], torn| Image {
+            certain,
+            kept: kept.to_vec(),
+            torn,
+            until: Tick(9),
+        };
+        let byte = |layer: &Layer, at| layer.read(at, 1)[0];
+        let all = shown.image(&recording, &image(3, &[], None));
+        assert_eq!([4000, 4096, 4608, 5632, 8192].map(|at| byte(&all, at)), [1, 2, 4, 0, 3]);
+        let one = shown.image(&recording, &image(1, &[2], None));
+        assert_eq!([4000, 4096, 4608, 8192].map(|at| byte(&one, at)), [1, 2, 4, 0]);
+        let torn = Some(Torn { write: 1, from: 1, to: 2 });
+        let part = shown.image(&recording, &image(1, &[], torn));
+        assert_eq!([4096, 4608, 8192, 8704].map(|at| byte(&part, at)), [2, 2, 0, 3]);
+        assert_eq!(byte(&base, 4096), 1);
+    }
+}

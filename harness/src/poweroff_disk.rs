@@ -10,7 +10,7 @@ use crate::agenda::Range;
 use crate::cutter::{Cut, Cutter, Unit};
 use crate::disk::client::Server;
 use crate::disk::device::Disk;
-use crate::disk::plan::Cutting;
+use crate::disk::plan::{Cutting, WriteBack};
 use crate::disk::server::VIEWED;
 use crate::error::{Context, Error, Result};
 use crate::file_system::FileSystem;
@@ -82,10 +82,13 @@ fn units(request: &Request, prepared: &[Prepared], disks: &Disks) -> Vec<Unit> {
     for (subject, one) in prepared.iter().enumerate() {
         for fs in &request.disk.fs {
             let recordings = request.disk.recordings(one.trace.ops.len(), request.seed.0);
-            let each = request.disk.images_max.div_ceil(recordings.len().max(1) as u64);
-            let images_max = usize::try_from(each).unwrap_or(usize::MAX);
+            let all: u64 = recordings.iter().map(|recording| recording.mode.share()).sum();
             let start = disks.start_of(*fs);
-            let unit = |write_back| Unit { subject, fs: *fs, start, write_back, images_max };
+            let unit = |write_back: WriteBack| {
+                let images_max = (request.disk.images_max * write_back.mode.share()).div_ceil(all);
+                let images_max = usize::try_from(images_max).unwrap_or(usize::MAX);
+                Unit { subject, fs: *fs, start, write_back, images_max }
+            };
             units.extend(recordings.into_iter().map(unit));
         }
     }

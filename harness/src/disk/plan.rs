@@ -72,6 +72,17 @@ impl Mode {
     fn at_each(self) -> bool {
         matches!(self, Self::Sync | Self::Commit | Self::Other)
     }
+
+    /// How many images of one of its recordings there are for each of another: one that is about a single
+    /// boundary shows little that others do not.
+    #[must_use]
+    pub fn share(self) -> u64 {
+        match self {
+            Self::Never => 2,
+            Self::Sync | Self::Commit | Self::Other => 1,
+            Self::Slow => 6,
+        }
+    }
 }
 
 /// What one recording brings about.

@@ -148,8 +148,11 @@ fn on_disk(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
     let fs = &cell.profile;
     let _ = write!(
         text,
-        "disk: {name} on {fs}: {} images of {} recordings leave {} different survivors",
-        cell.states, disk.recordings, cell.distinct
+        "disk: {name} on {fs}: {} images of {} recordings{} leave {} different survivors",
+        cell.states,
+        disk.recordings,
+        if disk.boundaries_sampled { " (at some op boundaries only)" } else { "" },
+        cell.distinct
     );
     let _ = match &disk.profile {
         Some(profile) if disk.not_seen > 0 => writeln!(

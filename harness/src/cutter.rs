@@ -173,7 +173,7 @@ impl<'a> Cutter<'a> {
         }
         self.disk.load(unit.start)?;
         let hold = match self.slow(unit) {
-            true => self.disk.layout(unit.fs)?,
+            true => Some(self.disk.layout(unit.fs)?),
             false => None,
         };
         if let Mounted::No(why) = self.disk.mount(unit.fs, &self.request.disk.mount_options)? {
@@ -241,15 +241,6 @@ impl<'a> Cutter<'a> {
         let made = self.record(unit)?;
         let model = self.model(unit, &made.recorded, Whole::Blocks)?;
         let torn = self.model(unit, &made.recorded, Whole::Sectors)?;
-        if std::env::var_os("DBG").is_some() {
-            eprintln!("unit {:?} begun {:?} acked {:?}", unit, made.begun, made.acked);
-            for (n, w) in made.log.writes.iter().enumerate() {
-                eprintln!("W{n} sector {} len {} {:?}", w.sector, w.sums.len(), w.span);
-            }
-            for f in &made.log.flushes {
-                eprintln!("F {f:?} certain {}", made.log.certain(f));
-            }
-        }
         let chosen = images(&made.log, unit.images_max, self.request.seed.0 ^ n, made.brought);
         let mut cut = Cut { n, prefixes: chosen.prefixes, ..Cut::default() };
         cut.allowed = model.as_ref().map(|model| {
@@ -485,7 +476,10 @@ fn explain(
     let Some((model, place)) = found else {
         let cause = format!("{} {kind:?}", kind.promise().name());
         let (lost, durable, remedy) = (Vec::new(), None, Remedy::Unknown);
-        let after_ops = made.ops(Tick(u32::MAX));
+        let after_ops = match outcome.injection {
+            Injection::At(Struck::Power { ops }) => ops,
+            _ => 0,
+        };
         return Explanation { after_ops, lost, durable, words: on_disk, remedy, cause };
     };
     let owing = &model.derived.survivors[place].owing;

@@ -85,7 +85,8 @@ fn units(request: &Request, prepared: &[Prepared], disks: &Disks) -> Vec<Unit> {
             let all: u64 = recordings.iter().map(|recording| recording.mode.share()).sum();
             let start = disks.start_of(*fs);
             let unit = |write_back: WriteBack| {
-                let images_max = (request.disk.images_max * write_back.mode.share()).div_ceil(all);
+                let images_max =
+                    request.disk.images_max.saturating_mul(write_back.mode.share()).div_ceil(all);
                 let images_max = usize::try_from(images_max).unwrap_or(usize::MAX);
                 Unit { subject, fs: *fs, start, write_back, images_max }
             };

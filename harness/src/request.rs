@@ -294,6 +294,7 @@ fn disk(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Cut
     }
     if !options.fs.is_empty() {
         disk.fs.clone_from(&options.fs);
+        disk.fs.sort();
         disk.fs.dedup();
     }
     if disk.fs.contains(&FileSystem::Tmpfs) {

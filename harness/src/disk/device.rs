@@ -114,11 +114,14 @@ impl Disk {
     }
 
     /// What tells file data from the rest on what it holds now.
-    pub fn layout(&self, kind: FileSystem) -> Result<Option<Layout>> {
+    pub fn layout(&self, kind: FileSystem) -> Result<Layout> {
         let (client, slot) = (&self.client, self.slot);
         let (offset, length) = Layout::head(kind);
         match client.ask(&Command::Read(slot, offset, length))? {
-            Answer::Bytes(head) => Ok(Layout::of(kind, &head)),
+            Answer::Bytes(head) => Layout::of(kind, &head).ok_or_else(|| {
+                Error::usage(format!("cannot find the journal of {kind} on a disk of this size"))
+                    .help("use another --fs-size, or leave out slow writes: --write-back never,sync,commit")
+            }),
             other => Err(unexpected(&other)),
         }
     }
@@ -159,8 +162,8 @@ impl Disk {
         let limit_ms = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
         self.shown_at = Instant::now();
         match self.client.ask(&Command::Show(self.slot, recording, image, limit_ms))? {
-            Answer::Changed(None) => self.forget_cached(),
-            Answer::Changed(Some(ranges)) => match &self.device {
+            Answer::Touched(None) => self.forget_cached(),
+            Answer::Touched(Some(ranges)) => match &self.device {
                 Some(device) => device.forget_ranges(&ranges).context("empty the cache of a disk"),
                 None => Ok(()),
             },
@@ -216,16 +219,20 @@ impl Disk {
         Ok(Unmounted::StaysInUse)
     }
 
-    /// What the tool of a file system objects to, once its journal was carried out; `None` if nothing, or
-    /// if there is no such tool.
+    /// What the tool of a file system objects to, once its journal was carried out; `None` if nothing.
     pub fn fsck(&mut self, kind: FileSystem) -> Result<Option<String>> {
         let (name, options): (_, &[&str]) = match kind {
             FileSystem::Tmpfs => return Ok(None),
             FileSystem::Ext4 => ("fsck.ext4", &["-f", "-n"]),
-            FileSystem::Xfs => ("xfs_repair", &["-n", "-f"]),
+            FileSystem::Xfs => ("xfs_repair", &["-n"]),
             FileSystem::Btrfs => ("btrfs", &["check", "--readonly"]),
         };
-        let Some(program) = volume::find_tool(name) else { return Ok(None) };
+        let Some(program) = volume::find_tool(name) else {
+            return Err(Error::lacking(format!("there is no {name}"))
+                .help("install it, or leave out --fsck"));
+        };
+        // XFS and btrfs write past what the kernel keeps of the device for others.
+        self.forget_cached()?;
         let device = self.device()?.path.clone();
         let output = std::process::Command::new(program).args(options).arg(&device).output();
         let output = output.context(format_args!("run {name}"))?;
@@ -243,7 +250,7 @@ impl Disk {
         if self.shown_at.elapsed() < LIMIT {
             return Ok(true);
         }
-        match self.client.ask(&Command::Limit(self.slot, None))? {
+        match self.client.ask(&Command::Works(self.slot))? {
             Answer::Works(works) => Ok(works),
             other => Err(unexpected(&other)),
         }

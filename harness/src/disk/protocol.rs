@@ -17,7 +17,7 @@ pub const CONTROL: &str = "control";
 pub enum Command {
     /// The disk is empty, and so many bytes large.
     Blank(u32, u64),
-    /// What the disk holds is kept as a start image, until it is forgotten.
+    /// What the disk holds is kept as a start image.
     Keep(u32),
     /// The disk holds the start image of the second number.
     Load(u32, u32),
@@ -31,12 +31,10 @@ pub enum Command {
     /// The disk holds what the power has left of it by the recording of the second number. It works for so
     /// many milliseconds.
     Show(u32, u32, Image, u64),
-    /// The disk fails all requests after so many milliseconds: nothing is to hang for ever.
-    Limit(u32, Option<u64>),
+    /// Whether the time of the disk is not up: nothing is to hang for ever.
+    Works(u32),
     /// A recording is not needed any more.
     ForgetRecording(u32),
-    /// A start image is not needed any more.
-    ForgetImage(u32),
 }
 
 /// What it answers.
@@ -53,8 +51,9 @@ pub enum Answer {
     Log(u32, DiskLog),
     /// Whether the disk works, or its time was up.
     Works(bool),
-    /// Which bytes of the disk may be others than before; all, if that is not known.
-    Changed(Option<Vec<Range<u64>>>),
+    /// Which bytes of the disk were written since it was shown before, or are others now; all, if that
+    /// is not known.
+    Touched(Option<Vec<Range<u64>>>),
     /// It can't be done.
     Wrong(String),
 }

@@ -1,7 +1,7 @@
 //! Serves disks from memory as files of a FUSE file system, and records what is written to them.
 //!
-//! One process serves all disks of a run. It has two threads and never forks: one answers the kernel, the
-//! other looks after what is in flight. When it ends, however that comes, the kernel aborts
+//! One process serves all disks of a run. It has some threads and never forks: most answer the kernel,
+//! one looks after what is in flight. When it ends, however that comes, the kernel aborts
 //! the connection: whoever waits for a disk gets an error and does not wait for ever.
 
 use std::borrow::Cow;
@@ -242,9 +242,11 @@ impl State {
                 let slot = self.slot(slot);
                 slot.release();
                 slot.hold = None;
-                let Some(recording) = slot.recording.take() else {
+                let Some(mut recording) = slot.recording.take() else {
                     return Answer::Wrong("nothing is being recorded".to_owned());
                 };
+                // What was acknowledged after the last write is owed, too.
+                recording.tick();
                 let (log, number) = (recording.log().clone(), self.number());
                 self.recordings.insert(number, recording);
                 return Answer::Log(number, log);
@@ -252,19 +254,12 @@ impl State {
             Command::Show(number, recording, image, limit_ms) => {
                 return self.show(number, recording, &image, limit_ms);
             }
-            Command::Limit(slot, limit_ms) => {
-                let slot = self.slot(slot);
-                slot.ends = limit_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-                return Answer::Works(!slot.failed);
-            }
+            Command::Works(slot) => return Answer::Works(!self.slot(slot).failed),
             Command::ForgetRecording(recording) => {
                 self.recordings.remove(&recording);
                 for slot in self.slots.values_mut() {
                     slot.shown = slot.shown.take().filter(|shown| shown.recording != recording);
                 }
-            }
-            Command::ForgetImage(image) => {
-                self.images.remove(&image);
             }
         }
         Answer::Done
@@ -279,12 +274,15 @@ impl State {
         let before = slot.shown.take().filter(|shown| shown.recording == recorded);
         let mut shown = before.clone().unwrap_or_else(|| Shown::start(recorded, recording));
         let top = shown.image(recording, image);
-        let changed = before.map(|before| {
+        let touched = before.map(|before| {
             let mut blocks = BTreeSet::new();
             slot.top.add_blocks(&mut blocks);
             top.add_blocks(&mut blocks);
             shown.add_differences(&before, recording, &mut blocks);
-            // Much is written again as it was: XFS zeroes a part of its log at each mount.
+            blocks
+        });
+        // Much is written again as it was: XFS zeroes a part of its log at each mount.
+        let changed = touched.clone().map(|mut blocks| {
             blocks.retain(|block| !top.has_same(&slot.top, *block));
             store::ranges(&blocks)
         });
@@ -292,7 +290,8 @@ impl State {
         slot.shown = Some(shown);
         slot.ends = Some(Instant::now() + Duration::from_millis(limit_ms));
         self.refresh(number, changed.as_deref());
-        Answer::Changed(changed)
+        // What others have read of the block device may be older than what was written past them.
+        Answer::Touched(touched.as_ref().map(store::ranges))
     }
 
     /// Has the kernel know what a disk holds now in some ranges, or forget all that it has kept of it.

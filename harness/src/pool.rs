@@ -4,6 +4,7 @@
 //! had one thread, because ptrace belongs to one thread, and because a small parent forks fast.
 //! The coordinator hands out ranges of trial numbers; a worker that loses its coordinator ends.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, BufWriter, PipeReader, PipeWriter, Read, Write};
 use std::marker::PhantomData;
@@ -19,6 +20,7 @@ use crate::agenda::Range;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::os::{process, signals};
+use crate::progress::Progress;
 
 /// What a worker does with one trial.
 pub trait Work {
@@ -129,6 +131,32 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
             }
             tick();
         }
+    }
+
+    /// Has the things from 0 to `all` done, and shows each answer to `each`, which says whether
+    /// something broke.
+    pub fn run_all(
+        &mut self,
+        (all, quiet): (u64, bool),
+        each: &mut dyn FnMut(A) -> bool,
+    ) -> Result<Completion> {
+        let progress = RefCell::new(Progress::new(all, quiet));
+        let mut first = 0;
+        let completion = self.run(
+            &mut |count| {
+                let range =
+                    Range { subject: 0, start: first, stride: 1, count: count.min(all - first) };
+                first += range.count;
+                (range.count > 0).then_some(range)
+            },
+            &mut |answer, _| {
+                progress.borrow_mut().count(each(answer));
+                Ok(())
+            },
+            &mut || progress.borrow_mut().show(),
+        );
+        progress.into_inner().finish();
+        completion
     }
 
     /// The workers that have something to say, after at most a fifth of a second.

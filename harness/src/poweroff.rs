@@ -21,7 +21,6 @@ use crate::power::derive::{Budget, Derived, derive};
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::survivor::CrashState;
-use crate::progress::Progress;
 use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
 use crate::results::RunDirectory;
@@ -254,26 +253,14 @@ impl Case<'_> {
             let work = Confronter { case: self, lefts: &lefts, injector };
             Ok(Box::new(work) as Job<'_, Reaction>)
         })?;
-        let progress =
-            std::cell::RefCell::new(Progress::new(lefts.len() as u64, self.request.place.quiet));
-        let (mut next, all) = (0, lefts.len() as u64);
-        let completion = pool.run(
-            &mut |count| {
-                let count = count.min(all - next);
-                let range = Range { subject: 0, start: next, stride: 1, count };
-                next += count;
-                (count > 0).then_some(range)
-            },
-            &mut |reaction: Reaction, _| {
-                progress.borrow_mut().count(!reaction.violations.is_empty());
-                if let Some(slot) = reactions.get_mut(usize::try_from(reaction.n).unwrap_or(0)) {
-                    *slot = reaction;
-                }
-                Ok(())
-            },
-            &mut || progress.borrow_mut().show(),
-        )?;
-        progress.into_inner().finish();
+        let all = (lefts.len() as u64, self.request.place.quiet);
+        let completion = pool.run_all(all, &mut |reaction: Reaction| {
+            let broke = !reaction.violations.is_empty();
+            if let Some(slot) = reactions.get_mut(usize::try_from(reaction.n).unwrap_or(0)) {
+                *slot = reaction;
+            }
+            broke
+        })?;
         Ok((reactions, completion))
     }
 

@@ -1,12 +1,10 @@
 //! A run of the scenario `poweroff-disk`: every subject runs on disks that record what is written to
 //! them, and the images that a power cut can leave are mounted and looked at, on all workers.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use crate::agenda::Range;
 use crate::cutter::{Cut, Cutter, Unit};
 use crate::disk::client::Server;
 use crate::disk::device::Disk;
@@ -17,7 +15,6 @@ use crate::file_system::FileSystem;
 use crate::lab::{self, Lab};
 use crate::os::mount;
 use crate::pool::{Completion, Job, Pool};
-use crate::progress::Progress;
 use crate::report::power::{Cell, Finding, OnDisk};
 use crate::results::RunDirectory;
 use crate::run::Request;
@@ -109,24 +106,12 @@ pub fn cells(
         let own = disks.of_worker(lab.path(), index)?;
         Ok(Box::new(Cutter::new(request, prepared, &units, Some(directory), own)) as Job<'_, Cut>)
     })?;
-    let progress = RefCell::new(Progress::new(units.len() as u64, request.place.quiet));
-    let (mut next, all) = (0, units.len() as u64);
     let mut cuts: BTreeMap<u64, Cut> = BTreeMap::new();
-    let completion = pool.run(
-        &mut |_| {
-            let range = Range { subject: 0, start: next, stride: 1, count: 1 };
-            next += 1;
-            (next <= all).then_some(range)
-        },
-        &mut |cut: Cut, _| {
-            progress.borrow_mut().count(!cut.findings.is_empty());
-            cuts.insert(cut.n, cut);
-            Ok(())
-        },
-        &mut || progress.borrow_mut().show(),
-    );
-    progress.into_inner().finish();
-    let completion = completion?;
+    let completion = pool.run_all((units.len() as u64, request.place.quiet), &mut |cut: Cut| {
+        let broke = !cut.findings.is_empty();
+        cuts.insert(cut.n, cut);
+        broke
+    })?;
     drop(pool);
     let mut cells = Vec::new();
     for (subject, one) in prepared.iter().enumerate() {
@@ -146,6 +131,7 @@ fn cell(request: &Request, prepared: &Prepared, fs: FileSystem, cuts: Vec<Cut>) 
     let mut on_disk = OnDisk {
         recordings: cuts.len() as u64,
         boundaries_sampled: request.disk.samples_boundaries(prepared.trace.ops.len()),
+        prefixes_sampled: cuts.iter().any(|cut| !cut.prefixes),
         ..OnDisk::default()
     };
     let mut cell = Cell {

@@ -106,25 +106,42 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         steps = injector.explain(&kept.trial.fault)?;
     }
     let verdict = oracle::judge(outcome, &prepared.history, &kept.promises);
-    let files = files(outcome, &prepared.history, &survivor);
-    let again = same(&verdict, &kept.violations) && files.iter().all(|file| file.again);
     if let Injection::NotReached = outcome.injection {
         return Err(not_reached(&kept));
     }
-    Ok(Replayed {
-        id: kept.id,
-        trial: kept.trial,
-        injection: outcome.injection.clone(),
-        exit: outcome.exit,
-        acks: outcome.acks,
-        owed: oracle::owed(outcome, &prepared.history),
-        steps,
-        explanation: None,
-        verdict,
-        again,
-        directory,
-        files,
-    })
+    let again = Found { outcome, history: &prepared.history, verdict, explanation: None, steps };
+    Ok(again.beside(&kept, &survivor, directory))
+}
+
+/// What a replay has found.
+struct Found<'a> {
+    outcome: &'a Outcome,
+    history: &'a History,
+    verdict: Verdict,
+    explanation: Option<Explanation>,
+    steps: Vec<Step>,
+}
+
+impl Found<'_> {
+    /// Compares it with what was kept, whose state files are below `survivor`; a copy is in `directory`.
+    fn beside(self, kept: &Kept, survivor: &Path, directory: PathBuf) -> Replayed {
+        let Self { outcome, history, verdict, explanation, steps } = self;
+        let files = files(outcome, history, survivor);
+        Replayed {
+            id: kept.id.clone(),
+            trial: kept.trial.clone(),
+            injection: outcome.injection.clone(),
+            exit: outcome.exit,
+            acks: outcome.acks,
+            owed: oracle::owed(outcome, history),
+            steps,
+            explanation,
+            again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
+            verdict,
+            directory,
+            files,
+        }
+    }
 }
 
 fn directory_to_keep(kept: &Kept, keep: Option<&Path>) -> Result<PathBuf> {
@@ -175,21 +192,9 @@ fn power(
         true => oracle::judge(&outcome, &history, &kept.promises),
         false => Verdict::Violated(again),
     };
-    let files = files(&outcome, &history, survivor);
-    Ok(Replayed {
-        id: kept.id.clone(),
-        trial: kept.trial.clone(),
-        injection: outcome.injection.clone(),
-        exit: outcome.exit,
-        acks: outcome.acks,
-        owed: oracle::owed(&outcome, &history),
-        steps: Vec::new(),
-        explanation,
-        again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
-        verdict,
-        directory,
-        files,
-    })
+    let again =
+        Found { outcome: &outcome, history: &history, verdict, explanation, steps: Vec::new() };
+    Ok(again.beside(kept, survivor, directory))
 }
 
 /// Records the subject on a disk again, and looks for the same damage.
@@ -219,21 +224,14 @@ fn power_cut(
     let kind = kept.violations.first().map(|violation| violation.kind);
     let found = cutter.again(cut, kind, &directory)?;
     let verdict = oracle::judge(&found.outcome, &found.history, &kept.promises);
-    let files = files(&found.outcome, &found.history, survivor);
-    Ok(Replayed {
-        id: kept.id.clone(),
-        trial: kept.trial.clone(),
-        injection: found.outcome.injection.clone(),
-        exit: found.outcome.exit,
-        acks: found.outcome.acks,
-        owed: oracle::owed(&found.outcome, &found.history),
-        steps: Vec::new(),
-        explanation: kept.explanation.clone(),
-        again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
+    let again = Found {
+        outcome: &found.outcome,
+        history: &found.history,
         verdict,
-        directory,
-        files,
-    })
+        explanation: kept.explanation.clone(),
+        steps: Vec::new(),
+    };
+    Ok(again.beside(kept, survivor, directory))
 }
 
 /// Whether a verdict is the one that was kept. Temp files have other names each time.

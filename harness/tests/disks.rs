@@ -136,22 +136,9 @@ fn a_database_is_caught_without_syncs_and_passes_a_thousand_images_with_them() {
     if !can_cut("ext4") || !common::can_follow() {
         return;
     }
-    let begin = tempfile::tempdir().unwrap();
-    let make =
-        "import sqlite3; d = sqlite3.connect('db'); d.execute('create table t (x)'); d.commit()";
-    let made =
-        std::process::Command::new(&python).args(["-c", make]).current_dir(begin.path()).status();
-    assert!(made.unwrap().success());
-    let check = format!(
-        "{python} -c \"import sqlite3; d = sqlite3.connect('db'); \
-         assert d.execute('pragma integrity_check').fetchone()[0] == 'ok'; \
-         assert d.execute('select count(*) from t').fetchone()[0] in (0, 40, 80)\""
-    );
+    let (begin, check) = (common::with_table(&python), common::check_rows(&python));
     for (setting, images, sound) in [("off", "300", false), ("full", "1000", true)] {
-        let script = format!(
-            "import sqlite3; d = sqlite3.connect('db'); d.execute('pragma synchronous={setting}')\n\
-             for n in range(2):\n    d.executemany('insert into t values (?)', [('x' * 90,)] * 40); d.commit()\n"
-        );
+        let script = common::add_rows(setting);
         let options = ["--fs", "ext4", "--images-max", images, "--state", "db", "--check", &check];
         let options = [&options[..], &["--init", begin.path().to_str().unwrap()]].concat();
         let program = ["--promise", "checked", "--", &python, "-c", &script];

@@ -288,23 +288,10 @@ fn a_database_is_told_by_its_own_check_and_only_its_unsafe_setting_fails() {
     if !common::can_follow() {
         return;
     }
-    let check = format!(
-        "{python} -c \"import sqlite3; d = sqlite3.connect('db'); \
-         assert d.execute('pragma integrity_check').fetchone()[0] == 'ok'; \
-         assert d.execute('select count(*) from t').fetchone()[0] in (0, 40, 80)\""
-    );
-    let begin = tempfile::tempdir().unwrap();
-    let make =
-        "import sqlite3; d = sqlite3.connect('db'); d.execute('create table t (x)'); d.commit()";
-    let made =
-        std::process::Command::new(&python).args(["-c", make]).current_dir(begin.path()).status();
-    assert!(made.unwrap().success());
+    let (begin, check) = (common::with_table(&python), common::check_rows(&python));
     for (setting, sound) in [("off", false), ("full", true)] {
         let results = tempfile::tempdir().unwrap();
-        let script = format!(
-            "import sqlite3; d = sqlite3.connect('db'); d.execute('pragma synchronous={setting}')\n\
-             for n in range(2):\n    d.executemany('insert into t values (?)', [('x' * 90,)] * 40); d.commit()\n"
-        );
+        let script = common::add_rows(setting);
         let options =
             ["--init", begin.path().to_str().unwrap(), "--state", "db", "--check", &check];
         let options = [&options[..], &["--promise", "checked", "--profile", "ext4"]].concat();

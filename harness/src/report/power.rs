@@ -49,6 +49,8 @@ pub struct OnDisk {
     pub recordings: u64,
     /// Whether write-back was brought about at some op boundaries only.
     pub boundaries_sampled: bool,
+    /// Whether some recordings had more moments between two writes than images that were looked at.
+    pub prefixes_sampled: bool,
     /// The profile with which survivors were compared, if there is one.
     pub profile: Option<String>,
     /// How many different survivors it allows.
@@ -148,10 +150,11 @@ fn on_disk(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
     let fs = &cell.profile;
     let _ = write!(
         text,
-        "disk: {name} on {fs}: {} images of {} recordings{} leave {} different survivors",
+        "disk: {name} on {fs}: {} images of {} recordings{}{} leave {} different survivors",
         cell.states,
         disk.recordings,
         if disk.boundaries_sampled { " (at some op boundaries only)" } else { "" },
+        if disk.prefixes_sampled { " (between some writes only)" } else { "" },
         cell.distinct
     );
     let _ = match &disk.profile {

@@ -285,3 +285,36 @@ pub fn interrupt_and_go_on(options: &[&str]) {
         assert_eq!(table(&resumed), table(&unbroken), "{signal}");
     }
 }
+
+/// A directory in which `script`, in Python, has made a database.
+pub fn with_database(python: &str, script: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let made = Command::new(python).args(["-c", script]).current_dir(directory.path()).status();
+    assert!(made.unwrap().success());
+    directory
+}
+
+/// A directory with an SQLite database `db` and an empty table in it.
+pub fn with_table(python: &str) -> tempfile::TempDir {
+    with_database(
+        python,
+        "import sqlite3; d = sqlite3.connect('db'); d.execute('create table t (x)'); d.commit()",
+    )
+}
+
+/// Adds 40 rows twice to that table.
+pub fn add_rows(synchronous: &str) -> String {
+    format!(
+        "import sqlite3; d = sqlite3.connect('db'); d.execute('pragma synchronous={synchronous}')\n\
+         for n in range(2):\n    d.executemany('insert into t values (?)', [('x' * 90,)] * 40); d.commit()\n"
+    )
+}
+
+/// Whether that table is whole.
+pub fn check_rows(python: &str) -> String {
+    format!(
+        "{python} -c \"import sqlite3; d = sqlite3.connect('db'); \
+         assert d.execute('pragma integrity_check').fetchone()[0] == 'ok'; \
+         assert d.execute('select count(*) from t').fetchone()[0] in (0, 40, 80)\""
+    )
+}

@@ -117,6 +117,14 @@ pub struct Run {
     /// Of a power cut: let the tool of the file system look at each image once it has been mounted
     #[arg(long)]
     pub fsck: bool,
+    /// Of a power cut: a program that serves until it is ended; it is not followed, and the power goes at
+    /// random moments of so many seconds, counted from the first ack
+    #[arg(long, value_name = "SECONDS", requires = "program")]
+    pub during: Option<f64>,
+    /// Shell command that works with that program and prints a line for each answer it got, which is an
+    /// ack; on each image the program is started again, and `--check` asks it
+    #[arg(long, value_name = "CMD", requires = "during")]
+    pub client: Option<String>,
     /// Kill after a random time instead, with no tracing at all
     #[arg(long)]
     pub timing: bool,
@@ -133,7 +141,7 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck", "during"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::agenda::Range;
 use crate::disk::device::{Disk, Mounted, Unmounted, unexpected};
-use crate::disk::images::{Image, images};
+use crate::disk::images::{Image, Images, images};
 use crate::disk::log::{DiskLog, SECTOR_BYTES, Tick};
+use crate::disk::moments::moments;
 use crate::disk::plan::{Mode, WriteBack};
 use crate::disk::protocol::{Answer, Command};
 use crate::disk::scribe::Scribe;
@@ -66,6 +67,8 @@ pub struct Cut {
     pub images: u64,
     /// Whether these are all prefixes of what was written, at least.
     pub prefixes: bool,
+    /// How many acks were given.
+    pub acks: u64,
     /// The verdicts.
     pub tally: Tally,
     /// Why promises break, each cause once, and the distinct survivors of each.
@@ -210,13 +213,16 @@ impl<'a> Cutter<'a> {
         let Observed { mut trace, ended } = observed;
         let history = match &prepared.kind {
             Kind::Command(learned) => recorded::learn(&mut trace, prepared, &learned.state, ended)?,
-            Kind::BuiltIn(_) | Kind::Recorded(_) => prepared.history.clone(),
+            Kind::BuiltIn(_) | Kind::Recorded(_) | Kind::Live(_) => prepared.history.clone(),
         };
         Ok(Recording::of(prepared, history, trace, ended))
     }
 
     /// What the model allows if what a disk carries out whole is a block, or a sector only.
     fn model(&self, unit: &Unit, recorded: &Recording<'_>, whole: Whole) -> Result<Option<Model>> {
+        if self.is_live(unit) {
+            return Ok(None);
+        }
         let Some(profile) = self.request.disk.profile(unit.fs) else { return Ok(None) };
         let mut flags = Profile::find(profile)?.flags;
         if whole == Whole::Sectors {
@@ -241,8 +247,9 @@ impl<'a> Cutter<'a> {
         let made = self.record(unit)?;
         let model = self.model(unit, &made.recorded, Whole::Blocks)?;
         let torn = self.model(unit, &made.recorded, Whole::Sectors)?;
-        let chosen = images(&made.log, unit.images_max, self.request.seed.0 ^ n, made.brought);
-        let mut cut = Cut { n, prefixes: chosen.prefixes, ..Cut::default() };
+        let chosen = self.images(unit, &made, unit.images_max, n);
+        let acks = made.acked.len() as u64;
+        let mut cut = Cut { n, acks, prefixes: chosen.prefixes, ..Cut::default() };
         cut.allowed = model.as_ref().map(|model| {
             model.derived.survivors.iter().map(|d| class(d.version, &d.files)).collect()
         });
@@ -258,6 +265,19 @@ impl<'a> Cutter<'a> {
         }
         self.disk.client().tell(&Command::ForgetRecording(made.number))?;
         Ok(cut)
+    }
+
+    fn is_live(&self, unit: &Unit) -> bool {
+        matches!(self.prepared[unit.subject].kind, Kind::Live(_))
+    }
+
+    /// Which images of a recording are looked at.
+    fn images(&self, unit: &Unit, made: &Made<'_>, most: usize, n: u64) -> Images {
+        let seed = self.request.seed.0 ^ n;
+        match self.is_live(unit) {
+            true => Images { images: moments(&made.log, most, seed), prefixes: false },
+            false => images(&made.log, most, seed, made.brought),
+        }
     }
 
     /// Looks at one image.
@@ -344,7 +364,7 @@ impl<'a> Cutter<'a> {
             cut.harmed.add(complaint);
         }
         let Sight { survivor, checks, recovery } = sight?;
-        let ops = made.ops(until);
+        let ops = (!self.is_live(unit)).then(|| made.ops(until));
         let fault = Fault::PowerCut(PowerCut {
             fs: unit.fs,
             mount_options: options,
@@ -356,7 +376,7 @@ impl<'a> Cutter<'a> {
         });
         Ok(Some(Outcome {
             fault,
-            injection: Injection::At(Struck::Power { ops }),
+            injection: Injection::At(ops.map_or(Struck::Unseen, |ops| Struck::Power { ops })),
             exit: if all { Exit::Status(0) } else { Exit::Killed },
             acks: told,
             said: trace.said[..acks.min(trace.said.len())].to_vec(),
@@ -424,7 +444,7 @@ impl Cutter<'_> {
     ) -> Result<Again> {
         let unit = *self.units.first().ok_or_else(|| Error::internal("there is no recording"))?;
         let made = self.record(&unit)?;
-        let others = images(&made.log, AGAIN_MAX, self.request.seed.0, made.brought).images;
+        let others = self.images(&unit, &made, AGAIN_MAX, 0).images;
         let same = Some(cut.image.clone()).filter(|image| image.fits(&made.log));
         let (mut first, mut unused) = (None, Cut::default());
         for image in same.into_iter().chain(others) {

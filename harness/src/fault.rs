@@ -55,8 +55,9 @@ pub struct PowerCut {
     /// Whether data was held in flight at all places.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slow_writes: bool,
-    /// How many ops had been done or begun, at the latest.
-    pub ops: usize,
+    /// How many ops had been done or begun, at the latest, if these were followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<usize>,
     /// What was there.
     pub image: Image,
 }
@@ -298,7 +299,7 @@ impl Fault {
             }
             Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
             Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
-            Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops), Point::Before),
+            Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops.unwrap_or(0)), Point::Before),
         }
     }
 
@@ -428,10 +429,11 @@ impl fmt::Display for PowerCut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { fs, write_back, ops, image, .. } = self;
         let (certain, kept) = (image.certain, image.kept.len());
-        write!(
-            f,
-            "power cut on {fs} after {ops} ops, {write_back}: {certain} writes are on the disk"
-        )?;
+        write!(f, "power cut on {fs}")?;
+        if let Some(ops) = ops {
+            write!(f, " after {ops} ops")?;
+        }
+        write!(f, ", {write_back}: {certain} writes are on the disk")?;
         match (kept, image.torn) {
             (0, None) => Ok(()),
             (_, None) => write!(f, ", and {kept} later ones"),

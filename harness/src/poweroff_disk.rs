@@ -19,7 +19,7 @@ use crate::report::power::{Cell, Finding, OnDisk};
 use crate::results::RunDirectory;
 use crate::run::Request;
 use crate::scenario::Expectation;
-use crate::subject::Prepared;
+use crate::subject::{Kind, Prepared};
 
 /// The disks of a run, and the images of empty file systems on them.
 pub struct Disks {
@@ -78,7 +78,10 @@ fn units(request: &Request, prepared: &[Prepared], disks: &Disks) -> Vec<Unit> {
     let mut units = Vec::new();
     for (subject, one) in prepared.iter().enumerate() {
         for fs in &request.disk.fs {
-            let recordings = request.disk.recordings(one.trace.ops.len(), request.seed.0);
+            let recordings = match &one.kind {
+                Kind::Live(_) => request.disk.live_recordings(),
+                _ => request.disk.recordings(one.trace.ops.len(), request.seed.0),
+            };
             let all: u64 = recordings.iter().map(|recording| recording.mode.share()).sum();
             let start = disks.start_of(*fs);
             let unit = |write_back: WriteBack| {
@@ -130,6 +133,7 @@ pub fn cells(
 fn cell(request: &Request, prepared: &Prepared, fs: FileSystem, cuts: Vec<Cut>) -> Cell {
     let mut on_disk = OnDisk {
         recordings: cuts.len() as u64,
+        acks: matches!(prepared.kind, Kind::Live(_)).then(|| cuts.iter().map(|cut| cut.acks).sum()),
         boundaries_sampled: request.disk.samples_boundaries(prepared.trace.ops.len()),
         prefixes_sampled: cuts.iter().any(|cut| !cut.prefixes),
         ..OnDisk::default()

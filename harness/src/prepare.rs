@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::history::History;
 use crate::inject::builtin_recorder;
+use crate::inject::live::LiveResident;
 use crate::lab::{self, Lab};
 use crate::model::{Files, Node};
 use crate::op::Trace;
@@ -36,6 +37,7 @@ pub fn prepare(
             let subject = if *first_save { subject.from_nothing() } else { subject };
             built_in(name, subject, lab, planner)
         }
+        Subject::Command(command) if command.live.is_some() => live(name, command, lab, planner),
         Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
         Subject::Recorded { file } => recorded(name, &Recording::read(file)?, planner),
     }
@@ -73,6 +75,28 @@ fn recorded(
     let planner = planner(sites.clone());
     let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
     let twin = None;
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
+}
+
+/// Lets a program that is not followed serve for a moment.
+fn live(
+    name: &str,
+    command: &Command,
+    lab: &Lab,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    let place = lab.path().join("baseline");
+    std::fs::create_dir_all(&place).context(format_args!("make {}", place.display()))?;
+    let tried = LiveResident::new(command, &place).and_then(|mut resident| resident.trial_zero());
+    lab::remove_tree(&place).context("remove the directory of the unbroken run")?;
+    tried?;
+    let (trace, before) = (Trace::default(), Files::default());
+    let history = History::learn(&trace, &before, &|_| false)
+        .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
+    let sites = Sites::of(&trace, Duration::ZERO);
+    let kind = Kind::Live(Box::new(command.clone()));
+    let planner = planner(sites.clone());
+    let (name, notes, twin) = (name.to_owned(), Vec::new(), None);
     Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
 }
 

@@ -23,7 +23,7 @@ use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
 use crate::run::Request;
 use crate::second::{self, Shown};
-use crate::subject::Kind;
+use crate::subject::{Kind, Subject};
 use crate::sweep::Depth;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
@@ -36,6 +36,9 @@ pub struct Replayed {
     pub id: String,
     /// The trial.
     pub trial: Trial,
+    /// Whether the subject is one that is not followed.
+    #[serde(skip)]
+    pub live: bool,
     /// What the fault met.
     pub injection: Injection,
     /// How the subject ended.
@@ -127,7 +130,9 @@ impl Found<'_> {
     fn beside(self, kept: &Kept, survivor: &Path, directory: PathBuf) -> Replayed {
         let Self { outcome, history, verdict, explanation, steps } = self;
         let files = files(outcome, history, survivor);
+        let live = is_live(kept);
         Replayed {
+            live,
             id: kept.id.clone(),
             trial: kept.trial.clone(),
             injection: outcome.injection.clone(),
@@ -136,7 +141,7 @@ impl Found<'_> {
             owed: oracle::owed(outcome, history),
             steps,
             explanation,
-            again: same(&verdict, &kept.violations) && files.iter().all(|file| file.again),
+            again: same(&verdict, kept) && files.iter().all(|file| file.again),
             verdict,
             directory,
             files,
@@ -234,13 +239,19 @@ fn power_cut(
     Ok(again.beside(kept, survivor, directory))
 }
 
-/// Whether a verdict is the one that was kept. Temp files have other names each time.
-fn same(verdict: &Verdict, kept: &[Violation]) -> bool {
+/// Whether a verdict is the one that was kept. Temp files have other names each time, and a program that
+/// is not followed does something else.
+fn same(verdict: &Verdict, kept: &Kept) -> bool {
     let Verdict::Violated(found) = verdict else { return false };
+    let live = is_live(kept);
     let alike = |(one, other): (&Violation, &Violation)| {
-        one == other || (one.kind == other.kind && one.kind == ViolationKind::Leftovers)
+        one == other || (one.kind == other.kind && (live || one.kind == ViolationKind::Leftovers))
     };
-    found.len() == kept.len() && found.iter().zip(kept).all(alike)
+    found.len() == kept.violations.len() && found.iter().zip(&kept.violations).all(alike)
+}
+
+fn is_live(kept: &Kept) -> bool {
+    matches!(&kept.subject, Subject::Command(command) if command.live.is_some())
 }
 
 fn not_reached(kept: &Kept) -> Error {

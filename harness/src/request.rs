@@ -16,11 +16,12 @@ use crate::poweroff::Power;
 use crate::results::RunDirectory;
 use crate::run::{Place, Request};
 use crate::scenario::Scenario;
-use crate::subject::{Command, Limits, Subject};
+use crate::subject::{Command, Limits, Live, Subject};
 use crate::suggest;
 use crate::sweep::{Depth, Reach};
 use crate::verdict::Promise;
 use crate::volume::BLOCK_BYTES;
+
 /// Trials of a program, which may take long to start, unless the user says otherwise.
 const PROGRAM_TRIALS: u64 = 500;
 
@@ -119,7 +120,8 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
     } else if options.program.is_empty() {
         built_ins(options, scenario)?
     } else {
-        let command = command(&options.about, &options.program)?;
+        let mut command = command(&options.about, &options.program)?;
+        command.live = live(options)?;
         let own =
             command.check.is_some() || command.schema.is_some() || !command.invariants.is_empty();
         if own {
@@ -134,7 +136,9 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
             promises.remove(&Promise::Recoverable);
             promises.remove(&Promise::Tidy);
         }
-        if !options.about.promise.is_empty() {
+        if command.live.is_some() {
+            promises = [Promise::Checked].into();
+        } else if !options.about.promise.is_empty() {
             promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
         }
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
@@ -281,6 +285,7 @@ fn disk(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Cut
         (options.slow_writes, "--slow-writes"),
         (options.images_max.is_some(), "--images-max"),
         (options.fsck, "--fsck"),
+        (options.during.is_some(), "--during"),
     ];
     if fault != FaultKind::PowerCut {
         return match given.iter().find(|(given, _)| *given) {
@@ -460,7 +465,44 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
             processes: about.max_processes.unwrap_or(default.processes),
             acks: about.acks,
         },
+        live: None,
     })
+}
+
+/// How long a program may be let work before its power goes, in seconds.
+const DURING: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
+
+/// How a program is tried that serves until the power goes, if that is asked for.
+fn live(options: &cli::Run) -> Result<Option<Live>> {
+    let Some(seconds) = options.during else { return Ok(None) };
+    if !DURING.contains(&seconds) {
+        return Err(Error::usage(format!("{seconds} seconds are out of range")).help(format!(
+            "give --during {} to {}",
+            DURING.start(),
+            DURING.end()
+        )));
+    }
+    let during = std::time::Duration::from_secs_f64(seconds);
+    let about = &options.about;
+    if about.check.is_none() {
+        return Err(Error::usage("what is left of a program that is not followed can't be judged")
+            .help("give --check CMD, which compares it with the acks"));
+    }
+    let useless = [
+        (!about.state.is_empty(), "--state"),
+        (about.recover.is_some(), "--recover"),
+        (about.schema.is_some(), "--schema"),
+        (!about.invariant.is_empty(), "--invariant"),
+        (!about.promise.is_empty(), "--promise"),
+        (about.sandbox, "--sandbox"),
+        (about.acks.is_some(), "--acks"),
+    ];
+    if let Some((_, option)) = useless.iter().find(|(given, _)| *given) {
+        return Err(Error::usage(format!("{option} has no meaning with --during"))
+            .help("the program is not followed; what is left of it is for --check to judge"));
+    }
+    let during_ms = u64::try_from(during.as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(Live { during_ms, client: options.client.clone() }))
 }
 
 /// What the table calls a program: the script that an interpreter is given, or else the program.

@@ -182,7 +182,7 @@ fn exhaust(
 ) -> Result<Option<Exhausted>> {
     let twin = match (&one.kind, one.twin.take()) {
         (Kind::BuiltIn(subject), _) => prepare::record_again(subject, lab)?,
-        (Kind::Recorded(_), _) => one.trace.clone(),
+        (Kind::Recorded(_) | Kind::Live(_), _) => one.trace.clone(),
         (Kind::Command(_), Some(twin)) => twin,
         (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
     };

@@ -76,6 +76,19 @@ pub struct Command {
     pub sandbox: bool,
     /// What it may use.
     pub limits: Limits,
+    /// How it is tried, if it is one that serves until the power goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
+}
+
+/// A program that is not followed, and serves until the power goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// How long it goes on after its first ack.
+    pub during_ms: u64,
+    /// A shell command that works with it and gives the acks; without one the program itself does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
 }
 
 /// What a program may use in one run.
@@ -178,6 +191,8 @@ pub enum Kind {
     Command(Box<Learned>),
     /// See [`Subject::Recorded`].
     Recorded(Recorded),
+    /// See [`Live`].
+    Live(Box<Command>),
 }
 
 /// A run that was recorded.
@@ -229,7 +244,7 @@ impl Prepared {
     pub fn settled_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         match &self.kind {
             Kind::BuiltIn(subject) => subject.strategy.settled(bytes),
-            Kind::Command(_) | Kind::Recorded(_) => bytes,
+            Kind::Command(_) | Kind::Recorded(_) | Kind::Live(_) => bytes,
         }
     }
 

@@ -11,7 +11,7 @@ use fuser::{BackgroundSession, Config, Session, SessionACL};
 
 use super::log::Tick;
 use super::protocol::{Answer, CONTROL, Command};
-use super::server::{Disks, Served, Use, is_viewed};
+use super::server::{Disks, Served, TOLD, Use, is_viewed};
 use crate::error::{Context, Error, Result};
 use crate::os::mount;
 use crate::os::process;
@@ -32,7 +32,7 @@ impl Server {
     pub fn start(home: &Path, views: &Path) -> Result<Self> {
         let (mut says, told) = io::pipe().context("make a pipe")?;
         let (mut ended, alive) = io::pipe().context("make a pipe")?;
-        let ticks = Arc::new(Counters::new(TOLD).context("share memory")?);
+        let ticks = Arc::new(Counters::new(2 * TOLD).context("share memory")?);
         let (mut alive, mut told) = (Some(alive), Some(told));
         process::fork_detached(c"ct-disks", || {
             drop(alive.take());
@@ -76,9 +76,6 @@ impl Server {
         Ok(Client { control, home, views, ticks: Arc::clone(&self.ticks) })
     }
 }
-
-/// Of how many disks it is told how much has happened to them; no machine has so many workers.
-const TOLD: usize = 4096;
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -145,6 +142,12 @@ impl Client {
     #[must_use]
     pub fn now(&self, slot: u32) -> Tick {
         Tick(self.ticks.get(usize::try_from(slot).unwrap_or(0)))
+    }
+
+    /// How many MiB were written to a disk since it is recorded.
+    #[must_use]
+    pub fn written_mib(&self, slot: u32) -> u32 {
+        self.ticks.get(usize::try_from(slot).unwrap_or(0) + TOLD)
     }
 
     /// Has the server do something.

@@ -59,12 +59,12 @@ pub struct Images {
 }
 
 /// A stretch between two flushes.
-struct Stretch {
+pub(super) struct Stretch {
     certain: usize,
     /// The writes that may be there, by number.
-    open: Vec<u32>,
+    pub(super) open: Vec<u32>,
     /// Its last moment.
-    until: Tick,
+    pub(super) until: Tick,
 }
 
 /// Sets of so few writes are gone through completely.
@@ -109,7 +109,7 @@ pub fn images(log: &DiskLog, most: usize, seed: u64, focus: Option<Tick>) -> Ima
 }
 
 /// The stretches of a log: before the first flush, between two, after the last.
-fn stretches(log: &DiskLog) -> Vec<Stretch> {
+pub(super) fn stretches(log: &DiskLog) -> Vec<Stretch> {
     let starts = std::iter::once(0).chain(log.flushes.iter().map(|flush| log.certain(flush)));
     let ends = log.flushes.iter().map(|flush| flush.answered).chain([log.end]);
     let mut least = 0;
@@ -126,7 +126,8 @@ fn stretches(log: &DiskLog) -> Vec<Stretch> {
 }
 
 impl Stretch {
-    fn image(&self, kept: Vec<u32>) -> Image {
+    /// What is certain and these.
+    pub(super) fn image(&self, kept: Vec<u32>) -> Image {
         let certain = u32::try_from(self.certain).unwrap_or(u32::MAX);
         Image { certain, kept, torn: None, until: self.until }
     }
@@ -189,9 +190,9 @@ fn some_of(count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
 }
 
 /// Distinct images.
-struct Chosen<'a> {
+pub(super) struct Chosen<'a> {
     log: &'a DiskLog,
-    images: Vec<Image>,
+    pub(super) images: Vec<Image>,
     most: usize,
     /// What the sectors hold by the certain writes of the last image that was looked at.
     base: Sectors,
@@ -216,12 +217,12 @@ impl Sectors {
 }
 
 impl<'a> Chosen<'a> {
-    fn new(log: &'a DiskLog, most: usize) -> Self {
+    pub(super) fn new(log: &'a DiskLog, most: usize) -> Self {
         let (base, known) = (Sectors::default(), HashMap::new());
         Self { log, images: Vec::new(), most, base, known }
     }
 
-    fn add(&mut self, images: Vec<Image>) {
+    pub(super) fn add(&mut self, images: Vec<Image>) {
         self.add_some(images, usize::MAX);
     }
 

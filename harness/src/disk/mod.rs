@@ -17,6 +17,7 @@ pub mod device;
 pub mod images;
 pub mod layout;
 pub mod log;
+pub mod moments;
 pub mod plan;
 pub mod protocol;
 pub mod scribe;

@@ -97,14 +97,18 @@ pub struct WriteBack {
 
 impl fmt::Display for WriteBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.mode {
-            Mode::Never => return f.write_str("nothing written back before the end"),
-            Mode::Slow => return f.write_str("metadata committed while data is on its way"),
+        f.write_str(match self.mode {
+            Mode::Never => "nothing written back before the end",
+            Mode::Slow => "metadata committed while data is on its way",
             Mode::Sync => "everything written out",
             Mode::Commit => "metadata committed",
             Mode::Other => "another file synced",
-        };
-        write!(f, "{what} before op {}", self.before.unwrap_or(0))
+        })?;
+        match self.before {
+            Some(before) => write!(f, " before op {before}"),
+            None if self.mode.at_each() => f.write_str(" now and then"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -129,6 +133,12 @@ impl Cutting {
             befores.into_iter().map(|before| WriteBack { mode: *mode, before }).collect::<Vec<_>>()
         };
         self.write_back.iter().flat_map(of_mode).collect()
+    }
+
+    /// The recordings of a subject that is not followed: one for each mode, at random moments.
+    #[must_use]
+    pub fn live_recordings(&self) -> Vec<WriteBack> {
+        self.write_back.iter().map(|mode| WriteBack { mode: *mode, before: None }).collect()
     }
 
     /// Whether not all boundaries of so many ops are looked at.

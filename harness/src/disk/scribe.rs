@@ -121,4 +121,8 @@ impl Observer for Scribe<'_> {
         self.acked.push(now);
         Ok(())
     }
+
+    fn written_mib(&self) -> u32 {
+        self.client.written_mib(self.slot)
+    }
 }

@@ -146,13 +146,14 @@ pub struct Recording {
     log: DiskLog,
     /// The bytes of each write of the log.
     data: Vec<Vec<u8>>,
+    bytes: u64,
 }
 
 impl Recording {
     /// Nothing was written yet.
     #[must_use]
     pub fn of(base: Arc<Layer>) -> Self {
-        Self { base, log: DiskLog::default(), data: Vec::new() }
+        Self { base, log: DiskLog::default(), data: Vec::new(), bytes: 0 }
     }
 
     /// A moment goes by.
@@ -174,7 +175,14 @@ impl Recording {
         let sums = (sector..).zip(chunks).map(|(sector, bytes)| log::sum(sector, bytes)).collect();
         let span = Span { asked, answered: self.tick() };
         self.log.writes.push(Write { sector, sums, span });
+        self.bytes += bytes.len() as u64;
         self.data.push(bytes);
+    }
+
+    /// How many bytes were written.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// A flush is answered now that was asked then.

@@ -1,8 +1,10 @@
 //! The user's own checks of what survived.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::runner;
@@ -142,11 +144,16 @@ impl JsonCheck for Invariant {
 /// A command of the user's, run by `sh` in the directory with what survived.
 pub struct Shell {
     text: String,
-    environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    environment: Vec<(OsString, OsString)>,
     root: PathBuf,
     /// What the program sees is what its checks must see.
     sandbox: Option<Sandbox>,
 }
+
+/// How often it is looked at whether the server beside it has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long it may go on when that has ended.
+const NOBODY_ANSWERS: Duration = Duration::from_millis(300);
 
 /// How a command of the user's ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,8 +194,24 @@ impl Shell {
         &self.text
     }
 
+    /// Sets a variable of its environment.
+    pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
     /// Runs it.
     pub fn run(&self, timeout: Duration) -> Result<Said> {
+        Ok(self.run_with(None, timeout)?.0)
+    }
+
+    /// Runs it while a server runs, which is a child of this process, and ends that then. Returns how the
+    /// server ended, if it was by itself: with another status than 0, nobody goes on asking it.
+    pub fn run_with(
+        &self,
+        server: Option<Pid>,
+        timeout: Duration,
+    ) -> Result<(Said, Option<Ended>)> {
         use std::os::unix::process::CommandExt;
         let mut said = tempfile::tempfile().context("make a temporary file")?;
         let to_file = |file: &std::fs::File| file.try_clone().context("share a file");
@@ -205,19 +228,36 @@ impl Shell {
         if let Some(sandbox) = &self.sandbox {
             sandbox::confine(&mut shell, sandbox.clone());
         }
+        let mut gone = None;
         let ended = process::adopt_orphans(|| {
             let child = shell.spawn()?;
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
-            let ended = process::wait_at_most(pid, timeout)?;
+            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
+            let mut until = Instant::now() + timeout;
+            let ended = loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let look =
+                    if server.is_some() && gone.is_none() { left.min(LOOK_EVERY) } else { left };
+                let ended = process::wait_at_most(pid, look)?;
+                if let (Some(server), None) = (server, gone) {
+                    gone = process::wait_at_most(server, Duration::ZERO)?;
+                    if gone.is_some_and(|gone| gone != Ended::Status(0)) {
+                        until = until.min(Instant::now() + NOBODY_ANSWERS);
+                    }
+                }
+                if ended.is_some() || left.is_zero() {
+                    break ended;
+                }
+            };
             process::end_descendants()?;
             Ok(ended)
         })
         .context(format_args!("run `{}`", self.text))?;
-        Ok(match ended {
+        let said = match ended {
             None => Said::Hung,
             Some(Ended::Status(0)) => Said::Yes,
             Some(ended) => Said::No(last_line(&mut said, ended)),
-        })
+        };
+        Ok((said, gone))
     }
 }
 

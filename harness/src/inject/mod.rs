@@ -19,6 +19,7 @@ pub mod checks;
 pub mod command;
 pub mod decode;
 pub mod hand;
+pub mod live;
 pub mod output;
 pub mod recorder;
 pub mod resident;
@@ -106,5 +107,6 @@ pub fn for_subject<'a>(
             Ok(Box::new(command::CommandInjector::new(subject, prepared, room, volume)?))
         }
         Kind::Recorded(_) => Err(Error::usage("a recording can't be run")),
+        Kind::Live(_) => Err(Error::usage("a program that is not followed can't be struck")),
     }
 }

@@ -24,13 +24,15 @@ pub struct AckCounter {
     acks: u64,
     /// What the acks said, as hashes; no more than [`SAID_MAX`].
     said: Vec<u64>,
+    /// The lines themselves, if they are kept.
+    lines: Option<Vec<Vec<u8>>>,
 }
 
 impl AckCounter {
     /// Counts lines that match; none if there is no pattern.
     #[must_use]
     pub fn new(pattern: Option<Regex>) -> Self {
-        Self { pattern, line: Vec::new(), acks: 0, said: Vec::new() }
+        Self { pattern, line: Vec::new(), acks: 0, said: Vec::new(), lines: None }
     }
 
     /// Takes more of the stream. A line counts when its end has come.
@@ -44,6 +46,9 @@ impl AckCounter {
                         self.acks += 1;
                         if self.said.len() < SAID_MAX {
                             self.said.push(xxh3_64(&self.line));
+                        }
+                        if let Some(lines) = &mut self.lines {
+                            lines.push(self.line.clone());
                         }
                     }
                     self.line.clear();
@@ -77,6 +82,8 @@ pub struct Output {
     pub pipes: Pipes,
     counter: AckCounter,
     last_words: Vec<u8>,
+    /// The end of stdout, for those that complain there.
+    last_printed: Vec<u8>,
     stdout_name: String,
 }
 
@@ -91,14 +98,18 @@ impl Output {
     pub fn new(ack: Option<Regex>) -> io::Result<Self> {
         let pipes = Pipes::new()?;
         let stdout_name = pipes.stdout_name()?;
-        Ok(Self { pipes, counter: AckCounter::new(ack), last_words: Vec::new(), stdout_name })
+        let (last_words, last_printed) = (Vec::new(), Vec::new());
+        Ok(Self { pipes, counter: AckCounter::new(ack), last_words, last_printed, stdout_name })
     }
 
     /// Forgets what the last program printed.
     pub fn reset(&mut self) -> io::Result<()> {
         self.drain()?;
+        let kept = self.counter.lines.is_some();
         self.counter = AckCounter::new(self.counter.pattern.take());
+        self.counter.lines = kept.then(Vec::new);
         self.last_words.clear();
+        self.last_printed.clear();
         Ok(())
     }
 
@@ -107,13 +118,24 @@ impl Output {
         let mut part = Vec::new();
         while self.pipes.read(Stream::Out, &mut part)? {
             self.counter.feed(&part);
-            part.clear();
+            self.last_printed.append(&mut part);
+            keep_end(&mut self.last_printed);
         }
         while self.pipes.read(Stream::Err, &mut self.last_words)? {
-            let surplus = self.last_words.len().saturating_sub(LAST_WORDS_BYTES);
-            self.last_words.drain(..surplus);
+            keep_end(&mut self.last_words);
         }
         Ok(())
+    }
+
+    /// From now on keeps what acks say, word by word.
+    pub fn keep_acks(&mut self) {
+        self.counter.lines.get_or_insert_default();
+    }
+
+    /// What the acks said, if that is kept.
+    #[must_use]
+    pub fn kept_acks(&self) -> &[Vec<u8>] {
+        self.counter.lines.as_deref().unwrap_or_default()
     }
 
     /// How many acks there were.
@@ -128,10 +150,11 @@ impl Output {
         self.counter.said.clone()
     }
 
-    /// The end of stderr, as text.
+    /// The end of stderr, as text, or of stdout, if nothing came there.
     #[must_use]
     pub fn last_words(&self) -> String {
-        String::from_utf8_lossy(&self.last_words).trim().to_owned()
+        let words = if self.last_words.is_empty() { &self.last_printed } else { &self.last_words };
+        String::from_utf8_lossy(words).trim().to_owned()
     }
 
     /// Why the program could not be started, if it could not.
@@ -148,6 +171,12 @@ impl Output {
         let link = std::fs::read_link(format!("/proc/{}/fd/{file}", thread.tid()));
         link.is_ok_and(|link| link.as_os_str() == self.stdout_name.as_str())
     }
+}
+
+/// Forgets all but the last words.
+fn keep_end(words: &mut Vec<u8>) {
+    let surplus = words.len().saturating_sub(LAST_WORDS_BYTES);
+    words.drain(..surplus);
 }
 
 #[cfg(test)]

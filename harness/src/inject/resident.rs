@@ -8,6 +8,7 @@ use super::builtin::Slot;
 use super::builtin_recorder;
 use super::command::CommandInjector;
 use super::decode::{Asked, Detail};
+use super::live::LiveResident;
 use super::recorder::Recorder;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::Action;
@@ -24,6 +25,10 @@ pub trait Observer {
     fn between(&mut self, ops: usize) -> Result<()>;
     /// An ack was given.
     fn acked(&mut self) -> Result<()>;
+    /// How many MiB were written, as far as it knows.
+    fn written_mib(&self) -> u32 {
+        0
+    }
 }
 
 /// An observer that sees nothing.
@@ -82,6 +87,7 @@ pub fn of_subject<'a>(prepared: &'a Prepared, place: &Path) -> Result<Box<dyn Re
         Kind::Command(learned) => {
             Ok(Box::new(CommandInjector::new(learned, prepared, place, None)?))
         }
+        Kind::Live(command) => Ok(Box::new(LiveResident::new(command, place)?)),
         Kind::Recorded(_) => Err(Error::usage("a recording can't be run on a disk")
             .help("the scenario poweroff derives what a loss of power leaves of it")),
     }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use regex::bytes::Regex;
 
 use super::decode::Scope;
@@ -131,13 +132,16 @@ impl Runner {
         ran
     }
 
+    /// Starts the program in the directory as it is, without tracing.
+    pub fn start(&mut self) -> io::Result<Pid> {
+        spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || confine(&self.sandbox))
+    }
+
     /// Runs the program without tracing; with `kill_after`, kills it then.
     pub fn plain(&mut self, kill_after: Option<Duration>, timeout: Duration) -> Result<Plain> {
         let started = Instant::now();
         let ran = process::adopt_orphans(|| {
-            let child = spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || {
-                confine(&self.sandbox)
-            })?;
+            let child = self.start()?;
             let limit = kill_after.unwrap_or(timeout);
             let ended = loop {
                 let left = limit.saturating_sub(started.elapsed());
@@ -164,7 +168,8 @@ impl Runner {
         })
     }
 
-    fn started(&mut self) -> Result<()> {
+    /// Says why the program could not be started, if it could not.
+    pub fn started(&mut self) -> Result<()> {
         match self.output.start_error() {
             None => Ok(()),
             Some(errno) => {

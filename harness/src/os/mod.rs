@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod mount;
+pub mod network;
 pub mod process;
 pub mod ptrace;
 pub mod quota;

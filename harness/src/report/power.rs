@@ -47,6 +47,9 @@ pub struct Cell {
 pub struct OnDisk {
     /// How many recordings were made.
     pub recordings: u64,
+    /// How many acks were given, if the subject was not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acks: Option<u64>,
     /// Whether write-back was brought about at some op boundaries only.
     pub boundaries_sampled: bool,
     /// Whether some recordings had more moments between two writes than images that were looked at.
@@ -148,6 +151,22 @@ pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
 /// What a real disk has shown besides.
 fn on_disk(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
     let fs = &cell.profile;
+    if let Some(acks) = disk.acks {
+        let _ = writeln!(
+            text,
+            "disk: {name} on {fs}: {} images of random moments of {} recordings, in which {acks} acks were \
+             given",
+            cell.states, disk.recordings
+        );
+    } else {
+        compared(name, cell, disk, text);
+    }
+    troubles(name, cell, disk, text);
+}
+
+/// What was seen, and what the model allows.
+fn compared(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
+    let fs = &cell.profile;
     let _ = write!(
         text,
         "disk: {name} on {fs}: {} images of {} recordings{}{} leave {} different survivors",
@@ -166,6 +185,11 @@ fn on_disk(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
         Some(profile) => writeln!(text, "; the profile {profile} has {}", disk.allowed),
         None => writeln!(text, "; there is no profile to compare them with"),
     };
+}
+
+/// What went wrong with images.
+fn troubles(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
+    let fs = &cell.profile;
     let troubles = [
         (&disk.outside, "MODEL WRONG", "survivors are not those of the profile"),
         (&disk.refused, "warning", "images could not be mounted"),

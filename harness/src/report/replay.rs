@@ -26,7 +26,9 @@ pub fn render(replayed: &Replayed) -> String {
         Injection::At(struck) => struck.to_string(),
         Injection::Both(first, second) => format!("{first}\n         {second}"),
     };
-    let _ = writeln!(text, "struck:  {struck}");
+    if !replayed.live {
+        let _ = writeln!(text, "struck:  {struck}");
+    }
     step_lines(replayed, &mut text);
     if let Some(why) = &replayed.explanation {
         let _ = writeln!(text, "why:     {}", why.words);
@@ -36,7 +38,10 @@ pub fn render(replayed: &Replayed) -> String {
         Exit::Status(0) => "exit status 0 promises the last".to_owned(),
         _ => format!("{} seen", replayed.acks),
     };
-    let _ = writeln!(text, "acks:    {promise}, so version {} is owed", replayed.owed);
+    let _ = match replayed.live {
+        true => writeln!(text, "acks:    {promise}"),
+        false => writeln!(text, "acks:    {promise}, so version {} is owed", replayed.owed),
+    };
     for file in &replayed.files {
         file_lines(file, &mut text);
     }
@@ -50,10 +55,10 @@ pub fn render(replayed: &Replayed) -> String {
             .join("\n         "),
     };
     let _ = writeln!(text, "verdict: {verdict}");
-    let again = if replayed.again {
-        "the same verdict and the same bytes as before"
-    } else {
-        "NOT what was found before: does the program save other bytes in each run?"
+    let again = match (replayed.again, replayed.live) {
+        (true, false) => "the same verdict and the same bytes as before",
+        (true, true) => "the same kind of violation, in another recording",
+        (false, _) => "NOT what was found before: does the program save other bytes in each run?",
     };
     let _ = writeln!(text, "again:   {again}");
     let _ = writeln!(text, "kept in: {}", replayed.directory.display());

@@ -68,7 +68,8 @@ pub fn has(what: &str, there: bool) -> bool {
     false
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
+/// A program of this machine.
+pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     // Shims of version managers need a home, which a trial does not have.
     std::iter::once(PathBuf::from("/usr/bin"))

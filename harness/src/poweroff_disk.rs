@@ -46,7 +46,7 @@ impl Disks {
             fs::create_dir_all(&path).context(format_args!("make {}", path.display()))?;
             Ok::<_, Error>(path)
         };
-        let server = Server::start(&directory("disks")?, &directory("views")?)?;
+        let server = Server::start(&directory("disks")?)?;
         let mut starts = BTreeMap::new();
         for kind in &cutting.fs {
             let bytes = cutting.fs_bytes.unwrap_or(kind.usual_bytes());

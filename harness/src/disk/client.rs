@@ -11,7 +11,7 @@ use fuser::{BackgroundSession, Config, Session, SessionACL};
 
 use super::log::Tick;
 use super::protocol::{Answer, CONTROL, Command};
-use super::server::{Disks, Served, TOLD, Use, is_viewed};
+use super::server::{Disks, Served, TOLD};
 use crate::error::{Context, Error, Result};
 use crate::os::mount;
 use crate::os::process;
@@ -21,15 +21,14 @@ use crate::os::shared::Counters;
 /// child of ours: whoever ends all his children does not end it.
 pub struct Server {
     home: PathBuf,
-    views: PathBuf,
     ticks: Arc<Counters>,
     _alive: PipeWriter,
 }
 
 impl Server {
     /// Starts it, in the mounts of this process, which nobody else should share. Disks to record on are in
-    /// `home`, and disks to look at in `views`, both empty directories.
-    pub fn start(home: &Path, views: &Path) -> Result<Self> {
+    /// `home`, an empty directory.
+    pub fn start(home: &Path) -> Result<Self> {
         let (mut says, told) = io::pipe().context("make a pipe")?;
         let (mut ended, alive) = io::pipe().context("make a pipe")?;
         let ticks = Arc::new(Counters::new(2 * TOLD).context("share memory")?);
@@ -38,10 +37,9 @@ impl Server {
             drop(alive.take());
             let Some(mut told) = told.take() else { return };
             // Ctrl-C is for the coordinator, whose end is the end of this.
-            let served =
-                crate::os::signals::ignore_interrupts().and_then(|()| serve((home, views), &ticks));
-            let _sessions = match served {
-                Ok(sessions) => sessions,
+            let served = crate::os::signals::ignore_interrupts().and_then(|()| serve(home, &ticks));
+            let _session = match served {
+                Ok(session) => session,
                 // If nobody listens any more, nobody needs to know.
                 Err(error) => return drop(write!(told, "{error}")),
             };
@@ -60,9 +58,7 @@ impl Server {
             .read_to_string(&mut said)
             .context("wait for the server of the disks")?;
         match (said.as_str(), alive) {
-            (READY, Some(alive)) => {
-                Ok(Self { home: home.to_owned(), views: views.to_owned(), ticks, _alive: alive })
-            }
+            (READY, Some(alive)) => Ok(Self { home: home.to_owned(), ticks, _alive: alive }),
             (why, _) => Err(cannot_serve(why)),
         }
     }
@@ -72,8 +68,7 @@ impl Server {
         let path = self.home.join(CONTROL);
         let control = File::options().read(true).write(true).open(&path);
         let control = control.context(format_args!("open {}", path.display()))?;
-        let (home, views) = (self.home.clone(), self.views.clone());
-        Ok(Client { control, home, views, ticks: Arc::clone(&self.ticks) })
+        Ok(Client { control, home: self.home.clone(), ticks: Arc::clone(&self.ticks) })
     }
 }
 
@@ -81,7 +76,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         // If it stays, it goes with the mounts of this process.
         let _ = mount::detach(&self.home);
-        let _ = mount::detach(&self.views);
     }
 }
 
@@ -93,49 +87,47 @@ fn cannot_serve(why: &str) -> Error {
 /// What the server says when it serves.
 const READY: &str = "ready";
 
-fn serve(
-    (home, views): (&Path, &Path),
-    ticks: &Arc<Counters>,
-) -> io::Result<[BackgroundSession; 2]> {
+fn serve(home: &Path, ticks: &Arc<Counters>) -> io::Result<BackgroundSession> {
     process::serve_disks_under_pressure();
-    let disks = Arc::new(Disks::telling(Arc::clone(ticks)));
-    let recording = session(home, &disks, Use::Recording)?;
-    let viewing = session(views, &disks, Use::Viewing)?;
-    disks.notify_by(viewing.notifier());
+    let disks = Arc::new(Disks::telling(Arc::clone(ticks), name_of_run(home)));
+    let session = session(home, &disks)?;
     std::thread::spawn(move || disks.look_after());
-    Ok([recording.spawn()?, viewing.spawn()?])
+    session.spawn()
 }
 
-fn session(place: &Path, disks: &Arc<Disks>, used: Use) -> io::Result<Session<Served>> {
+/// What shows in `losetup` of which run a disk is.
+fn name_of_run(home: &Path) -> String {
+    home.display().to_string().replace('/', "!")
+}
+
+fn session(place: &Path, disks: &Arc<Disks>) -> io::Result<Session<Served>> {
     let device = File::options().read(true).write(true).open("/dev/fuse");
     let device =
         device.map_err(|error| io::Error::new(error.kind(), format!("/dev/fuse: {error}")))?;
     mount::fuse(device.as_raw_fd(), place)?;
-    let served = Served { disks: Arc::clone(disks), used };
+    let served = Served { disks: Arc::clone(disks) };
     let mut config = Config::default();
     // Workers look at the same time, and record at the same time.
     config.n_threads = Some(THREADS);
     Session::from_fd(served, OwnedFd::from(device), SessionACL::Owner, config)
 }
 
-/// How many threads answer for each of both file systems.
+/// How many threads answer.
 const THREADS: usize = 2;
 
 /// A way to speak to the server.
 pub struct Client {
     control: File,
     home: PathBuf,
-    views: PathBuf,
     ticks: Arc<Counters>,
 }
 
 impl Client {
-    /// A disk as a file. `losetup` shows its name, and it is to be seen there of which run it is.
+    /// A disk to record on, as a file. `losetup` shows its name, and it is to be seen there of which run
+    /// it is.
     #[must_use]
     pub fn file(&self, slot: u32) -> PathBuf {
-        let home = if is_viewed(slot) { &self.views } else { &self.home };
-        let run = home.display().to_string().replace('/', "!");
-        home.join(format!("{run}!{slot}"))
+        self.home.join(format!("{}!{slot}", name_of_run(&self.home)))
     }
 
     /// How many things have happened to a disk since it is recorded.

@@ -30,6 +30,8 @@ pub struct Disk {
     client: Client,
     slot: u32,
     device: Option<LoopDevice>,
+    /// Where the image lies that is shown, if one is.
+    shown: Option<PathBuf>,
     place: PathBuf,
     mounted: bool,
     messages: Messages,
@@ -60,7 +62,8 @@ impl Disk {
     #[must_use]
     pub fn new(client: Client, slot: u32, place: PathBuf) -> Self {
         let (messages, shown_at) = (Messages::open(), Instant::now());
-        Self { client, slot, device: None, place, mounted: false, messages, shown_at }
+        let (device, shown, mounted) = (None, None, false);
+        Self { client, slot, device, shown, place, mounted, messages, shown_at }
     }
 
     /// Where it is mounted.
@@ -81,8 +84,10 @@ impl Disk {
         &self.client
     }
 
-    fn file(&self) -> PathBuf {
-        self.client.file(self.slot)
+    /// What lies below the device.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.shown.clone().unwrap_or_else(|| self.client.file(self.slot))
     }
 
     /// Makes an empty file system and keeps it as a start image; returns its number.
@@ -162,11 +167,19 @@ impl Disk {
         let limit_ms = u64::try_from(LIMIT.as_millis()).unwrap_or(u64::MAX);
         self.shown_at = Instant::now();
         match self.client.ask(&Command::Show(self.slot, recording, image, limit_ms))? {
-            Answer::Touched(None) => self.forget_cached(),
-            Answer::Touched(Some(ranges)) => match &self.device {
-                Some(device) => device.forget_ranges(&ranges).context("empty the cache of a disk"),
-                None => Ok(()),
-            },
+            Answer::Shown(process, file, is_new, touched) => {
+                if is_new || self.device.is_none() {
+                    self.detach();
+                    self.shown = Some(format!("/proc/{process}/fd/{file}").into());
+                    return Ok(());
+                }
+                match &self.device {
+                    Some(device) => {
+                        device.forget_ranges(&touched).context("empty the cache of a disk")
+                    }
+                    None => Ok(()),
+                }
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -245,13 +258,19 @@ impl Disk {
         Ok(Some(format!("{name}: {}", lines.join("; ").chars().take(300).collect::<String>())))
     }
 
-    /// Whether the disk still worked when it was last used, or its time was up.
-    pub fn works(&self) -> Result<bool> {
+    /// Whether the disk still worked when it was last used, or its time was up. Then another is taken.
+    pub fn works(&mut self) -> Result<bool> {
         if self.shown_at.elapsed() < LIMIT {
             return Ok(true);
         }
         match self.client.ask(&Command::Works(self.slot))? {
-            Answer::Works(works) => Ok(works),
+            Answer::Works(works) => {
+                if !works {
+                    self.detach();
+                    self.slot += SLOTS_APART;
+                }
+                Ok(works)
+            }
             other => Err(unexpected(&other)),
         }
     }

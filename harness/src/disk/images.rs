@@ -92,7 +92,13 @@ pub fn images(log: &DiskLog, most: usize, seed: u64, focus: Option<Tick>) -> Ima
             None => u32::from(!image.kept.is_empty()),
         });
     }
-    chosen.add(prefixes);
+    while !prefixes.is_empty() && chosen.images.len() < most {
+        let left = most - chosen.images.len();
+        let mut next: Vec<Image> = prefixes.drain(..left.min(prefixes.len())).collect();
+        // What is certain is then summed up once.
+        next.sort_by_key(|image| image.certain);
+        chosen.add(next);
+    }
     let (mut sets, mut torn) = (Vec::new(), Vec::new());
     for stretch in &stretches {
         sets.extend(stretch.sets(&mut random));

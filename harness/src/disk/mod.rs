@@ -23,3 +23,4 @@ pub mod protocol;
 pub mod scribe;
 pub mod server;
 pub mod store;
+pub mod view;

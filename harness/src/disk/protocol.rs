@@ -51,9 +51,9 @@ pub enum Answer {
     Log(u32, DiskLog),
     /// Whether the disk works, or its time was up.
     Works(bool),
-    /// Which bytes of the disk were written since it was shown before, or are others now; all, if that
-    /// is not known.
-    Touched(Option<Vec<Range<u64>>>),
+    /// The image is shown in the file of this number of the process of the first, which is another than
+    /// before, or is not. Which bytes were written since the last one was shown, or are others now.
+    Shown(u32, i32, bool, Vec<Range<u64>>),
     /// It can't be done.
     Wrong(String),
 }

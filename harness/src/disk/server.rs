@@ -5,32 +5,29 @@
 //! the connection: whoever waits for a disk gets an error and does not wait for ever.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite, Request, WriteFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, Request, WriteFlags,
 };
 
-use super::images::Image;
 use super::layout::Layout;
 use super::log::Tick;
 use super::protocol::{Answer, CONTROL, Command};
-use super::store::{self, Layer, Recording, Shown};
+use super::store::{Layer, Recording};
+use super::view::View;
 use crate::os::shared::Counters;
 
 /// How long after the last request writes in flight are answered: the file system waits for them.
 const HELD_UNTIL_IDLE: Duration = Duration::from_millis(20);
 /// How many requests may be in flight.
 const IN_FLIGHT_MAX: u16 = 4096;
-/// How many bytes the kernel is told at once.
-const TOLD_AT_ONCE: usize = 256 << 10;
 /// How many bytes of writes are held at most.
 const HELD_BYTES_MAX: usize = 16 << 20;
 const ROOT_INO: u64 = 1;
@@ -43,23 +40,13 @@ const NO_TIME: Duration = Duration::ZERO;
 /// machine has so many workers.
 pub const TOLD: usize = 4096;
 
-/// Disks from this number on are for looking only.
+/// Disks from this number on are for looking only: see [`View`].
 pub const VIEWED: u32 = 1 << 24;
 
 /// See [`VIEWED`].
 #[must_use]
 pub fn is_viewed(slot: u32) -> bool {
     slot & VIEWED != 0
-}
-
-/// What the disks of a file system are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// To record what is written to them: nothing is cached, so that many writes are in flight.
-    Recording,
-    /// To look at images, which are mostly the same: the kernel keeps what it has read, and flushes
-    /// nothing.
-    Viewing,
 }
 
 /// A write that is in flight.
@@ -78,9 +65,6 @@ struct Slot {
     hold: Option<Layout>,
     held: Vec<Held>,
     last_request: Option<Instant>,
-    shown: Option<Shown>,
-    ends: Option<Instant>,
-    failed: bool,
     /// Where the moment is told to whoever asks often.
     told: Option<(Arc<Counters>, usize)>,
 }
@@ -88,11 +72,13 @@ struct Slot {
 #[derive(Default)]
 struct State {
     ticks: Option<Arc<Counters>>,
-    /// Tells the kernel what to forget.
-    notifier: Option<Notifier>,
+    /// The disks to look at; each is changed on its own, while others are used.
+    views: HashMap<u32, Arc<Mutex<View>>>,
+    /// When their time is up.
+    ends: HashMap<u32, Instant>,
     slots: HashMap<u32, Slot>,
     images: HashMap<u32, Arc<Layer>>,
-    recordings: HashMap<u32, Recording>,
+    recordings: HashMap<u32, Arc<Recording>>,
     numbers: u32,
     /// What each open control file is to read.
     answers: HashMap<u64, Vec<u8>>,
@@ -102,27 +88,52 @@ struct State {
 /// The disks of a run.
 #[derive(Default)]
 pub struct Disks {
+    run: String,
     state: Mutex<State>,
     /// Something may have to be looked after.
     stirred: Condvar,
 }
 
 impl Disks {
-    /// Tells how many things have happened to each disk in `ticks`, by its number.
+    /// Tells how many things have happened to each disk in `ticks`, by its number. `run` says of which run
+    /// they are.
     #[must_use]
-    pub fn telling(ticks: Arc<Counters>) -> Self {
+    pub fn telling(ticks: Arc<Counters>, run: String) -> Self {
         let state = State { ticks: Some(ticks), ..State::default() };
-        Self { state: Mutex::new(state), ..Self::default() }
+        Self { state: Mutex::new(state), run, ..Self::default() }
     }
 
-    /// Lets it tell the kernel what to forget of disks that are cached.
-    pub fn notify_by(&self, notifier: Notifier) {
-        self.state().notifier = Some(notifier);
+    /// Obeys, without keeping others waiting for what takes long.
+    fn obey(&self, command: Command) -> Answer {
+        let number = match &command {
+            Command::Show(number, ..) | Command::Works(number) => *number,
+            Command::ForgetRecording(recording) => {
+                let views: Vec<_> = self.state().views.values().cloned().collect();
+                for view in views {
+                    locked(&view).forget(*recording);
+                }
+                return self.state().obey(command);
+            }
+            _ => return self.state().obey(command),
+        };
+        let view = Arc::clone(self.state().views.entry(number).or_default());
+        let Command::Show(_, recorded, image, limit_ms) = command else {
+            return Answer::Works(!locked(&view).failed);
+        };
+        let Some(recording) = self.state().recordings.get(&recorded).cloned() else {
+            return Answer::Wrong(format!("there is no recording {recorded}"));
+        };
+        let name = format!("{}!{number}", self.run);
+        let shown = locked(&view).show(&name, (recorded, &recording), &image);
+        self.state().ends.insert(number, Instant::now() + Duration::from_millis(limit_ms));
+        match shown {
+            Ok(shown) => Answer::Shown(std::process::id(), shown.file, shown.is_new, shown.touched),
+            Err(error) => Answer::Wrong(format!("cannot show an image: {error}")),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked has left no half-made change that another could trip over.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Answers writes in flight in time, and lets disks fail whose time is up. Never ends.
@@ -135,6 +146,13 @@ impl Disks {
                 let due = slot.look_after(now);
                 next = [next, due].into_iter().flatten().min();
             }
+            let over = state.ends.extract_if(|_, ends| *ends <= now).map(|(number, _)| number);
+            for number in over.collect::<Vec<_>>() {
+                if let Some(view) = state.views.get(&number) {
+                    locked(view).fail();
+                }
+            }
+            next = state.ends.values().copied().chain(next).min();
             state = match next {
                 Some(next) => {
                     let wait = next.saturating_duration_since(now);
@@ -147,19 +165,21 @@ impl Disks {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked has left no half-made change that another could trip over.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Slot {
     /// Does what is due, and says when the next is.
     fn look_after(&mut self, now: Instant) -> Option<Instant> {
-        if self.ends.is_some_and(|ends| ends <= now) {
-            (self.ends, self.failed) = (None, true);
-        }
         let idle = self.last_request.map(|last| last + HELD_UNTIL_IDLE);
         let mut due = idle.filter(|_| !self.held.is_empty());
-        if self.failed || due.is_some_and(|due| due <= now) {
+        if due.is_some_and(|due| due <= now) {
             self.release();
             due = None;
         }
-        [due, self.ends].into_iter().flatten().min()
+        due
     }
 
     /// Carries out all that is in flight.
@@ -197,8 +217,7 @@ impl Slot {
 
     fn put(&mut self, top: Layer) {
         self.release();
-        (self.top, self.recording, self.hold, self.shown) = (top, None, None, None);
-        (self.ends, self.failed) = (None, false);
+        (self.top, self.recording, self.hold) = (top, None, None);
     }
 }
 
@@ -229,7 +248,6 @@ impl State {
                     return Answer::Wrong(format!("there is no start image {image}"));
                 };
                 self.slot(slot).put(image.above());
-                self.refresh(slot, None);
             }
             Command::Read(slot, offset, length) => {
                 return Answer::Bytes(self.slot(slot).top.read(offset, length));
@@ -254,69 +272,17 @@ impl State {
                 // What was acknowledged after the last write is owed, too.
                 recording.tick();
                 let (log, number) = (recording.log().clone(), self.number());
-                self.recordings.insert(number, recording);
+                self.recordings.insert(number, Arc::new(recording));
                 return Answer::Log(number, log);
             }
-            Command::Show(number, recording, image, limit_ms) => {
-                return self.show(number, recording, &image, limit_ms);
+            Command::Show(..) | Command::Works(_) => {
+                return Answer::Wrong("this is no command for a recorded disk".to_owned());
             }
-            Command::Works(slot) => return Answer::Works(!self.slot(slot).failed),
             Command::ForgetRecording(recording) => {
                 self.recordings.remove(&recording);
-                for slot in self.slots.values_mut() {
-                    slot.shown = slot.shown.take().filter(|shown| shown.recording != recording);
-                }
             }
         }
         Answer::Done
-    }
-
-    /// Makes a disk hold an image, and says what has changed on it.
-    fn show(&mut self, number: u32, recorded: u32, image: &Image, limit_ms: u64) -> Answer {
-        let Some(recording) = self.recordings.get(&recorded) else {
-            return Answer::Wrong(format!("there is no recording {recorded}"));
-        };
-        let slot = self.slots.entry(number).or_default();
-        let before = slot.shown.take().filter(|shown| shown.recording == recorded);
-        let mut shown = before.clone().unwrap_or_else(|| Shown::start(recorded, recording));
-        let top = shown.image(recording, image);
-        let touched = before.map(|before| {
-            let mut blocks = BTreeSet::new();
-            slot.top.add_blocks(&mut blocks);
-            top.add_blocks(&mut blocks);
-            shown.add_differences(&before, recording, &mut blocks);
-            blocks
-        });
-        // Much is written again as it was: XFS zeroes a part of its log at each mount.
-        let changed = touched.clone().map(|mut blocks| {
-            blocks.retain(|block| !top.has_same(&slot.top, *block));
-            store::ranges(&blocks)
-        });
-        slot.put(top);
-        slot.shown = Some(shown);
-        slot.ends = Some(Instant::now() + Duration::from_millis(limit_ms));
-        self.refresh(number, changed.as_deref());
-        // What others have read of the block device may be older than what was written past them.
-        Answer::Touched(touched.as_ref().map(store::ranges))
-    }
-
-    /// Has the kernel know what a disk holds now in some ranges, or forget all that it has kept of it.
-    fn refresh(&self, number: u32, ranges: Option<&[Range<u64>]>) {
-        let (Some(notifier), true) = (&self.notifier, is_viewed(number)) else { return };
-        let ino = INodeNo(DISK_INO + u64::from(number));
-        let top = self.slots.get(&number).map(|slot| &slot.top);
-        // The kernel says so if it knows nothing of this disk; then there is nothing to tell it.
-        let Some((ranges, top)) = ranges.zip(top) else {
-            let _ = notifier.inval_inode(ino, 0, 0);
-            return;
-        };
-        for range in ranges {
-            for start in range.clone().step_by(TOLD_AT_ONCE) {
-                let end = range.end.min(start + TOLD_AT_ONCE as u64).min(top.bytes());
-                let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
-                let _ = notifier.store(ino, start, &top.read(start, length));
-            }
-        }
     }
 
     fn attributes(&self, ino: INodeNo) -> FileAttr {
@@ -357,8 +323,6 @@ impl State {
 pub struct Served {
     /// The disks.
     pub disks: Arc<Disks>,
-    /// What they are for.
-    pub used: Use,
 }
 
 impl Filesystem for Served {
@@ -416,13 +380,11 @@ impl Filesystem for Served {
         reply.attr(&NO_TIME, &self.disks.state().attributes(ino));
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let mut state = self.disks.state();
         state.handles += 1;
-        let flags = match self.used {
-            Use::Viewing if ino.0 != CONTROL_INO => FopenFlags::FOPEN_KEEP_CACHE,
-            _ => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-        };
+        // Nothing is cached, so that many writes are in flight.
+        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         reply.opened(FileHandle(state.handles), flags);
     }
 
@@ -444,15 +406,14 @@ impl Filesystem for Served {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(answer.len());
             return reply.data(&answer[from..answer.len().min(from + size)]);
         }
-        match state.disk(ino) {
-            Some(slot) if !slot.failed => {
-                slot.last_request = Some(Instant::now());
-                let left = slot.top.bytes().saturating_sub(offset);
-                let size = size.min(usize::try_from(left).unwrap_or(usize::MAX));
-                reply.data(&slot.top.read(offset, size));
-            }
-            _ => reply.error(Errno::EIO),
-        }
+        let Some(slot) = state.disk(ino) else { return reply.error(Errno::EIO) };
+        slot.last_request = Some(Instant::now());
+        let left = slot.top.bytes().saturating_sub(offset);
+        let size = size.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let bytes = slot.top.read(offset, size);
+        // Others need not wait until the kernel has it.
+        drop(state);
+        reply.data(&bytes);
     }
 
     fn write(
@@ -471,14 +432,19 @@ impl Filesystem for Served {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if ino.0 == CONTROL_INO {
             let answer = match serde_json::from_slice(data) {
-                Ok(command) => state.obey(command),
+                Ok(command) => {
+                    drop(state);
+                    let answer = self.disks.obey(command);
+                    state = self.disks.state();
+                    answer
+                }
                 Err(error) => Answer::Wrong(error.to_string()),
             };
             state.answers.insert(handle.0, serde_json::to_vec(&answer).unwrap_or_default());
             self.disks.stirred.notify_all();
             return reply.written(length);
         }
-        let Some(slot) = state.disk(ino).filter(|slot| !slot.failed) else {
+        let Some(slot) = state.disk(ino) else {
             return reply.error(Errno::EIO);
         };
         let asked = slot.asked();
@@ -491,6 +457,7 @@ impl Filesystem for Served {
             return;
         }
         slot.carry_out(asked, offset, Cow::Borrowed(data));
+        drop(state);
         reply.written(length);
     }
 
@@ -506,7 +473,7 @@ impl Filesystem for Served {
     ) {
         // A discard, or zeros: what is read there then is zeros.
         let mut state = self.disks.state();
-        let Some(slot) = state.disk(ino).filter(|slot| !slot.failed) else {
+        let Some(slot) = state.disk(ino) else {
             return reply.error(Errno::EIO);
         };
         let asked = slot.asked();
@@ -523,13 +490,9 @@ impl Filesystem for Served {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        if self.used == Use::Viewing {
-            // Then the kernel asks no more, and takes all for flushed.
-            return reply.error(Errno::ENOSYS);
-        }
         let mut state = self.disks.state();
         match state.disk(ino) {
-            Some(slot) if !slot.failed => {
+            Some(slot) => {
                 let asked = slot.asked();
                 if let Some(recording) = &mut slot.recording {
                     recording.flushed(asked);
@@ -537,7 +500,7 @@ impl Filesystem for Served {
                 slot.tell();
                 reply.ok();
             }
-            _ => reply.error(Errno::EIO),
+            None => reply.error(Errno::EIO),
         }
     }
 

@@ -3,13 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::images::Image;
 use super::log::{self, DiskLog, SECTOR_BYTES, Span, Tick, Write};
 
 /// What is stored in one piece.
-const BLOCK_BYTES: usize = 4096;
+pub const BLOCK_BYTES: usize = 4096;
 
-type Block = Arc<[u8; BLOCK_BYTES]>;
+/// One piece.
+pub type Block = Arc<[u8; BLOCK_BYTES]>;
 
 /// What a disk held at some moment.
 #[derive(Clone)]
@@ -47,7 +47,9 @@ impl Layer {
         self.bytes
     }
 
-    fn block(&self, number: u64) -> Option<&Block> {
+    /// A block, if anything was ever written there.
+    #[must_use]
+    pub fn block(&self, number: u64) -> Option<&Block> {
         let mut layer = self;
         loop {
             match (layer.blocks.get(&number), &layer.below) {
@@ -58,19 +60,39 @@ impl Layer {
         }
     }
 
+    /// Whether a block is the one that stands for zeros.
+    #[must_use]
+    pub fn is_zeros(&self, block: &Block) -> bool {
+        Arc::ptr_eq(block, &self.zeros)
+    }
+
     /// Adds the numbers of the blocks that differ from what lies below.
     pub fn add_blocks(&self, blocks: &mut BTreeSet<u64>) {
         blocks.extend(self.blocks.keys());
     }
 
-    /// Whether a block of this number holds what that of another disk does.
+    /// The same, of those below, too.
+    pub fn add_all_blocks(&self, blocks: &mut BTreeSet<u64>) {
+        self.layers().for_each(|layer| layer.add_blocks(blocks));
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |layer| layer.below.as_deref())
+    }
+
+    /// The numbers of the blocks in which this disk can differ from another; `None` if they have nothing in
+    /// common.
     #[must_use]
-    pub fn has_same(&self, other: &Self, number: u64) -> bool {
-        match (self.block(number), other.block(number)) {
-            (Some(one), Some(two)) => Arc::ptr_eq(one, two) || one == two,
-            (None, Some(block)) | (Some(block), None) => *block == self.zeros,
-            (None, None) => true,
+    pub fn differences(&self, other: &Self) -> Option<BTreeSet<u64>> {
+        let is_below = |one: &&Self| other.layers().any(|two| std::ptr::eq(*one, two));
+        let common = self.layers().find(is_below)?;
+        let mut blocks = BTreeSet::new();
+        for of in [self, other] {
+            for layer in of.layers().take_while(|layer| !std::ptr::eq(*layer, common)) {
+                layer.add_blocks(&mut blocks);
+            }
         }
+        Some(blocks)
     }
 
     /// What lies at these bytes.
@@ -191,8 +213,18 @@ impl Recording {
         self.log.flushes.push(Span { asked, answered });
     }
 
+    /// Adds the numbers of the blocks to which some writes went.
+    pub fn add_written(&self, writes: std::ops::Range<u32>, blocks: &mut BTreeSet<u64>) {
+        for write in &self.log.writes[writes.start as usize..writes.end as usize] {
+            let (start, count) =
+                (write.sector * SECTOR_BYTES, write.sums.len() as u64 * SECTOR_BYTES);
+            let block = BLOCK_BYTES as u64;
+            blocks.extend(start / block..(start + count).div_ceil(block));
+        }
+    }
+
     /// Carries out a write, or some sectors of it.
-    fn carry_out(&self, onto: &mut Layer, number: usize, part: Option<(u32, u32)>) {
+    pub fn carry_out(&self, onto: &mut Layer, number: usize, part: Option<(u32, u32)>) {
         let (Some(write), Some(data)) = (self.log.writes.get(number), self.data.get(number)) else {
             return;
         };
@@ -203,94 +235,5 @@ impl Recording {
         if let Some(bytes) = data.get(range) {
             onto.write(write.sector * SECTOR_BYTES + from, bytes);
         }
-    }
-}
-
-/// The last image that was shown of a recording, ready for the next.
-#[derive(Clone)]
-pub struct Shown {
-    /// Which recording.
-    pub recording: u32,
-    certain: u32,
-    below: Arc<Layer>,
-}
-
-impl Shown {
-    /// What a recording began with.
-    #[must_use]
-    pub fn start(number: u32, recording: &Recording) -> Self {
-        Self { recording: number, certain: 0, below: Arc::clone(&recording.base) }
-    }
-
-    /// Adds the numbers of the blocks in which the certain writes of this and of another image differ.
-    pub fn add_differences(&self, other: &Self, recording: &Recording, blocks: &mut BTreeSet<u64>) {
-        let (from, to) = (self.certain.min(other.certain), self.certain.max(other.certain));
-        for write in &recording.log.writes[from as usize..to as usize] {
-            let (start, count) =
-                (write.sector * SECTOR_BYTES, write.sums.len() as u64 * SECTOR_BYTES);
-            let block = BLOCK_BYTES as u64;
-            blocks.extend(start / block..(start + count).div_ceil(block));
-        }
-    }
-
-    /// A disk that holds an image.
-    #[must_use]
-    pub fn image(&mut self, recording: &Recording, image: &Image) -> Layer {
-        if image.certain < self.certain {
-            (self.certain, self.below) = (0, Arc::clone(&recording.base));
-        }
-        if image.certain > self.certain {
-            // One layer above the base, and not one for each step.
-            let mut below = match Arc::ptr_eq(&self.below, &recording.base) {
-                true => recording.base.above(),
-                false => Layer::clone(&self.below),
-            };
-            for number in self.certain..image.certain {
-                recording.carry_out(&mut below, number as usize, None);
-            }
-            (self.certain, self.below) = (image.certain, Arc::new(below));
-        }
-        let mut top = self.below.above();
-        for number in &image.kept {
-            recording.carry_out(&mut top, *number as usize, None);
-        }
-        if let Some(torn) = &image.torn {
-            recording.carry_out(&mut top, torn.write as usize, Some((torn.from, torn.to)));
-        }
-        top
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::images::Torn;
-    use super::*;
-
-    #[test]
-    fn an_image_has_its_writes_and_the_start_image_stays() {
-        let mut base = Layer::blank(1 << 20);
-        base.write(4000, &[1; 200]);
-        let base = Arc::new(base);
-        let mut recording = Recording::of(Arc::clone(&base));
-        for (offset, byte) in [(4096, 2), (8192, 3), (4608, 4)] {
-            let asked = recording.tick();
-            recording.wrote(asked, offset, vec![byte; 1024]);
-        }
-        let mut shown = Shown::start(0, &recording);
-        let image = |certain, kept: &[u32], torn| Image {
-            certain,
-            kept: kept.to_vec(),
-            torn,
-            until: Tick(9),
-        };
-        let byte = |layer: &Layer, at| layer.read(at, 1)[0];
-        let all = shown.image(&recording, &image(3, &[], None));
-        assert_eq!([4000, 4096, 4608, 5632, 8192].map(|at| byte(&all, at)), [1, 2, 4, 0, 3]);
-        let one = shown.image(&recording, &image(1, &[2], None));
-        assert_eq!([4000, 4096, 4608, 8192].map(|at| byte(&one, at)), [1, 2, 4, 0]);
-        let torn = Some(Torn { write: 1, from: 1, to: 2 });
-        let part = shown.image(&recording, &image(1, &[], torn));
-        assert_eq!([4096, 4608, 8192, 8704].map(|at| byte(&part, at)), [2, 2, 0, 3]);
-        assert_eq!(byte(&base, 4096), 1);
     }
 }

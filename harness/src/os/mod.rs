@@ -1,6 +1,7 @@
 //! The edge to the kernel: the only place with `unsafe`.
 
 pub mod arch;
+pub mod memory;
 pub mod mount;
 pub mod network;
 pub mod process;

@@ -363,7 +363,13 @@ impl<'a> Cutter<'a> {
         {
             cut.harmed.add(complaint);
         }
-        let Sight { survivor, checks, recovery } = sight?;
+        let (survivor, checks, recovery) = match sight? {
+            Sight::Seen(survivor, checks, recovery) => (survivor, checks, recovery),
+            Sight::Unreadable(why) => {
+                cut.refused.add(format!("mounted, and then it can't be read: {why}"));
+                return Ok(None);
+            }
+        };
         let ops = (!self.is_live(unit)).then(|| made.ops(until));
         let fault = Fault::PowerCut(PowerCut {
             fs: unit.fs,

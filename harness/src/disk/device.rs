@@ -215,18 +215,30 @@ impl Disk {
         }
         let what = || format!("unmount {}", self.place.display());
         let started = Instant::now();
+        let mut detached = false;
         loop {
-            match mount::unmount(&self.place) {
-                Ok(()) => return Ok(Unmounted::Yes),
-                Err(Errno::EBUSY) if started.elapsed() < BUSY_MAX => {
-                    process::end_descendants().with_context(what)?;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(Errno::EBUSY) => break,
+            let left = match detached {
+                true => Ok(()),
+                false => mount::unmount(&self.place),
+            };
+            detached |= left.is_ok();
+            let used = match left {
+                Ok(()) => self.device.as_ref().is_some_and(LoopDevice::is_used),
+                Err(Errno::EBUSY) => true,
                 Err(error) => return Err(io::Error::from(error)).with_context(what),
+            };
+            if !used {
+                return Ok(Unmounted::Yes);
             }
+            if started.elapsed() >= BUSY_MAX {
+                break;
+            }
+            process::end_descendants().with_context(what)?;
+            std::thread::sleep(Duration::from_millis(5));
         }
-        mount::detach(&self.place).map_err(io::Error::from).with_context(what)?;
+        if !detached {
+            mount::detach(&self.place).map_err(io::Error::from).with_context(what)?;
+        }
         self.detach();
         self.slot += SLOTS_APART;
         Ok(Unmounted::StaysInUse)

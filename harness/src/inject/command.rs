@@ -291,11 +291,15 @@ impl Resident for CommandInjector<'_> {
     }
 
     fn look(&mut self, acks: u64) -> Result<Sight> {
-        let survivor = self.runner.survivor(&self.learned.state)?;
+        let survivor = match self.runner.collected(&self.learned.state) {
+            Ok(survivor) => survivor,
+            Err(error) if is_damage(&error) => return Ok(Sight::Unreadable(error.to_string())),
+            Err(error) => return Err(error).context("read what is left"),
+        };
         self.runner.keep()?;
         let checks = self.check(&survivor, acks)?;
         let recovery = self.recover(&survivor, acks)?;
-        Ok(Sight { survivor, checks, recovery })
+        Ok(Sight::Seen(survivor, checks, recovery))
     }
 
     fn keep_in(&mut self, directory: PathBuf) {
@@ -342,6 +346,11 @@ impl Injector for CommandInjector<'_> {
         self.reset()?;
         Ok(self.strike(fault, true)?.steps)
     }
+}
+
+/// Whether a file system says that it is damaged.
+fn is_damage(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
 }
 
 /// Why a fault could not be made at all; kept apart from what a subject did.

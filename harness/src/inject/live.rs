@@ -257,7 +257,7 @@ impl Resident for LiveResident {
         self.server.keep()?;
         let check = Check { kind: CheckKind::Command, complaint: self.ask(acks)? };
         let (survivor, recovery) = (Survivor::default(), Recovery::default());
-        Ok(Sight { survivor, checks: vec![check], recovery })
+        Ok(Sight::Seen(survivor, vec![check], recovery))
     }
 
     fn keep_in(&mut self, directory: PathBuf) {

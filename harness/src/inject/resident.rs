@@ -55,13 +55,11 @@ pub struct Observed {
 
 /// What is in the trial directory, and what the next start makes of it.
 #[derive(Clone, Debug)]
-pub struct Sight {
-    /// The state files.
-    pub survivor: Survivor,
-    /// What the user's own checks say.
-    pub checks: Vec<Check>,
-    /// What the subject's recovery makes of it.
-    pub recovery: Recovery,
+pub enum Sight {
+    /// The state files, what the user's own checks say, and what the subject's recovery makes of it.
+    Seen(Survivor, Vec<Check>, Recovery),
+    /// The file system can't be read; what it says.
+    Unreadable(String),
 }
 
 /// Lives on a disk.
@@ -139,7 +137,7 @@ impl Resident for BuiltInResident<'_> {
             lab::copy_tree(&self.directory(), &keep).context(what)?;
         }
         let recovery = self.slot.recover(self.subject).context(what)?;
-        Ok(Sight { survivor, checks: Vec::new(), recovery })
+        Ok(Sight::Seen(survivor, Vec::new(), recovery))
     }
 
     fn keep_in(&mut self, directory: PathBuf) {

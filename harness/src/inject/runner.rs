@@ -226,6 +226,11 @@ impl Runner {
 
     /// Reads what is in the trial directory; files that are larger than may be are not read.
     pub fn survivor(&self, state: &StateFiles) -> Result<Survivor> {
+        self.collected(state).context(format_args!("read {}", self.scope.root.display()))
+    }
+
+    /// The same, as the system says it.
+    pub fn collected(&self, state: &StateFiles) -> io::Result<Survivor> {
         let root = &self.scope.root;
         let mut survivor = Survivor::default();
         let limit = self.limits.data_bytes;
@@ -238,8 +243,7 @@ impl Runner {
             // The program removed its own directory: nothing is left.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
-        }
-        .context(format_args!("read {}", root.display()))?;
+        }?;
         if let Some(sandbox) = &self.sandbox {
             self.outside(sandbox, state, &mut survivor)?;
         }
@@ -255,11 +259,10 @@ impl Runner {
         sandbox: &Sandbox,
         state: &StateFiles,
         survivor: &mut Survivor,
-    ) -> Result<()> {
+    ) -> io::Result<()> {
         let mut changed = Survivor::default();
         let limit = self.limits.data_bytes;
-        collect(&sandbox.upper, Path::new("/"), state, limit, &mut changed)
-            .context(format_args!("read {}", sandbox.upper.display()))?;
+        collect(&sandbox.upper, Path::new("/"), state, limit, &mut changed)?;
         for (path, bytes) in &self.outside {
             if state.contains(path) && !changed.others.contains(path) {
                 survivor.files.insert(path.clone(), Content::Bytes(bytes.clone()));

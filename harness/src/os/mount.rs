@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -199,6 +200,14 @@ impl LoopDevice {
             }
         }
         Err(Errno::EBUSY.into())
+    }
+
+    /// Whether a file system on it is mounted somewhere: also where this process can't see it, such as in
+    /// the mounts of another.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        let alone = File::options().read(true).custom_flags(libc::O_EXCL).open(&self.path);
+        alone.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
     }
 
     /// Drops what the kernel has kept of these bytes (from, to) of the device while it was not mounted;

@@ -192,7 +192,7 @@ fn troubles(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
     let fs = &cell.profile;
     let troubles = [
         (&disk.outside, "MODEL WRONG", "survivors are not those of the profile"),
-        (&disk.refused, "warning", "images could not be mounted"),
+        (&disk.refused, "warning", "images could not be mounted or read"),
         (&disk.stuck, "warning", "images took too long"),
         (&disk.harmed, "warning", "images were not whole after they had been mounted"),
     ];

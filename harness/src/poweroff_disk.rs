@@ -59,7 +59,9 @@ impl Disks {
     /// The disks of worker `index`, with a place at which one of them is mounted at a time: one to record
     /// on, and one to look at what is left.
     pub fn of_worker(&self, lab: &Path, index: usize) -> Result<(Disk, Disk)> {
-        // A subject that takes its mounts along, as one in a sandbox does, must not hold those of others.
+        // A subject that takes its mounts along, as one in a sandbox does, must not hold those of others. And
+        // the server must have none of a disk that it serves: if it were the last to end, it would wait for
+        // itself.
         mount::make_private().context("have mounts of its own")?;
         let place = lab::room(lab, index)?.join("disk");
         fs::create_dir_all(&place).context(format_args!("make {}", place.display()))?;

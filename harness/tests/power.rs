@@ -96,6 +96,15 @@ impl<'a> Reference<'a> {
         }
     }
 
+    /// Those of which one is needed, unless there are none: what was forced before can't bring it along.
+    fn any_of(&self, micro: Micro) -> Vec<Micro> {
+        let Micro::Change(ino, index) = micro else { return Vec::new() };
+        let changes = &self.lowered.inodes[ino as usize].changes;
+        let change = &changes[index as usize];
+        let open = |other: &&u32| changes[**other as usize].forced > change.time;
+        change.any_of.iter().filter(open).map(|other| Micro::Change(ino, *other)).collect()
+    }
+
     /// The state files of every legal set at every moment.
     fn states(&self, paths: &[PathBuf]) -> Option<BTreeSet<State>> {
         let mut states = BTreeSet::new();
@@ -113,6 +122,7 @@ impl<'a> Reference<'a> {
                 return None;
             }
             let needs: Vec<_> = free.iter().map(|micro| self.needs(*micro)).collect();
+            let any_of: Vec<_> = free.iter().map(|micro| self.any_of(*micro)).collect();
             for subset in 0..1_u32 << free.len() {
                 let is_in = |n: usize| subset >> n & 1 == 1;
                 let set: BTreeSet<Micro> = forced
@@ -120,8 +130,11 @@ impl<'a> Reference<'a> {
                     .copied()
                     .chain((0..free.len()).filter(|n| is_in(*n)).map(|n| free[n]))
                     .collect();
-                let legal = (0..free.len())
-                    .all(|n| !is_in(n) || needs[n].iter().all(|need| set.contains(need)));
+                let has_all = |n: usize| needs[n].iter().all(|need| set.contains(need));
+                let has_any = |n: usize| {
+                    any_of[n].is_empty() || any_of[n].iter().any(|need| set.contains(need))
+                };
+                let legal = (0..free.len()).all(|n| !is_in(n) || (has_all(n) && has_any(n)));
                 if legal {
                     states.extend(self.survivors(&set, paths));
                 }

@@ -109,7 +109,11 @@ fn a_kill_of_crashtest_leaves_no_process_no_mount_and_no_directory() {
     for program in &programs {
         for round in 0..4 {
             let options = [&["run", "--trials", "100000"], &program[..]].concat();
-            common::kill_and_look(&options, Duration::from_millis(150 + 400 * round));
+            common::kill_and_look(
+                &options,
+                Duration::from_millis(150 + 400 * round),
+                common::Victims::Coordinator,
+            );
         }
     }
 }

@@ -350,7 +350,11 @@ fn fifty_kills_in_mid_sweep_leave_no_mount_no_loop_device_and_no_process() {
     }
     for round in 0..50 {
         let Some(run) = runs.get(round % runs.len().max(1)) else { return };
-        common::kill_and_look(run, Duration::from_millis(20 + 8 * round as u64));
+        common::kill_and_look(
+            run,
+            Duration::from_millis(20 + 8 * round as u64),
+            common::Victims::Coordinator,
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::fingerprint::Fingerprint;
+use super::free::{Free, Way};
 use super::profile::{Pushes, Unwritten};
 use super::{Change, Content, Ino, Inode, Lane, Lowered, StepChange, Time};
 
@@ -206,6 +207,17 @@ impl View {
         }
     }
 
+    /// Whether a change makes no difference any more, because of what came after it.
+    pub(super) fn is_moot(&self, at: At<'_>, change: &Change) -> bool {
+        match change.what {
+            Content::Size(_) => change.time < self.sized_at,
+            Content::Data { lane, piece } => {
+                let start = at.inode.lanes[lane as usize].block * at.block_bytes;
+                self.cut_since(change.time) <= start || piece <= self.positions[lane as usize]
+            }
+        }
+    }
+
     /// The content as it is now.
     pub(super) fn node(&self, at: At<'_>, cache: &mut Cache, time: Time) -> Node {
         let anything = at.lowered.flags.unwritten == Unwritten::Anything;
@@ -323,17 +335,6 @@ impl Cache {
     }
 }
 
-/// The changes of an inode among which there is a choice.
-pub(super) struct Free {
-    /// The index of the first.
-    pub(super) from: usize,
-    /// For each change from there on: how many of its needs are not in the set; `None` for one
-    /// that can't be chosen.
-    pub(super) unmet: Vec<Option<u32>>,
-    /// For each: those that need it.
-    needed_by: Vec<Vec<u32>>,
-}
-
 impl Tree {
     /// All contents, but at most `nodes_max` of them.
     #[must_use]
@@ -426,115 +427,6 @@ impl Tree {
             depth += 1;
         }
         depth
-    }
-}
-
-/// Which way a search goes.
-enum Way<'a> {
-    /// It adds a change, and this is how it will be undone.
-    In(&'a mut Vec<Undo>),
-    /// It takes a change back.
-    Out(Undo),
-}
-
-impl Free {
-    /// What is given by the steps, and what there is to choose.
-    fn of(view: &View, choice: &Choice<'_>) -> (Vec<u32>, Self) {
-        let (at, from) = (choice.at, choice.first_free.changes);
-        let changes = &at.inode.changes;
-        let until = changes.partition_point(|change| change.time < choice.until).max(from);
-        let mut given = Vec::new();
-        // In the set, or of no effect and with nothing but such needs.
-        let mut settled = vec![false; until - from];
-        let mut unmet = vec![None; until - from];
-        let mut needed_by = vec![Vec::new(); until - from];
-        for index in from..until {
-            let change = &changes[index];
-            let (sizes, all) = choice.pushed;
-            let is_size = matches!(change.what, Content::Size(_));
-            let open: Vec<usize> = change
-                .needs
-                .iter()
-                .filter_map(|need| (*need as usize).checked_sub(from))
-                .filter(|need| !settled[*need])
-                .collect();
-            if change.forced <= choice.barrier {
-                settled[index - from] = true;
-            } else if change.time < all || (is_size && change.time < sizes) {
-                settled[index - from] = true;
-                given.push(super::lower::count(index));
-            } else if open.is_empty() && view.is_moot(at, change) {
-                settled[index - from] = true;
-            } else {
-                let has = |step: Option<u32>| step.is_none_or(|step| (choice.has_step)(step));
-                let possible = has(change.resize)
-                    && change.commit.is_none_or(|step| step < choice.first_missing)
-                    && open.iter().all(|need| unmet[*need].is_some());
-                if possible {
-                    unmet[index - from] = Some(super::lower::count(open.len()));
-                    for need in open {
-                        needed_by[need].push(super::lower::count(index));
-                    }
-                }
-            }
-        }
-        (given, Self { from, unmet, needed_by })
-    }
-
-    /// Goes through all sets that have, with each change, all that it needs; each set is reached
-    /// once, by adding its changes in the order of their times.
-    fn each_set(mut self, visit: &mut dyn FnMut(u32, u32, Way<'_>) -> Option<u32>) {
-        let first: Vec<u32> = (0..self.unmet.len())
-            .filter(|index| self.unmet[*index] == Some(0))
-            .map(|index| super::lower::count(index + self.from))
-            .collect();
-        // Of each set on the way: what can be added, what is next of that, the set's own number.
-        let mut way = vec![(first, 0_usize, 0_u32, u32::MAX)];
-        let mut undos: Vec<Undo> = Vec::new();
-        while let Some((open, next, node, _)) = way.last_mut() {
-            let Some(change) = open.get(*next).copied() else {
-                let (.., added) = way.pop().unwrap_or_default();
-                if let Some(undo) = undos.pop() {
-                    visit(0, 0, Way::Out(undo));
-                    for index in 0..self.needed_by[added as usize - self.from].len() {
-                        let later = self.needed_by[added as usize - self.from][index];
-                        self.need(later, 1);
-                    }
-                }
-                continue;
-            };
-            *next += 1;
-            let (node, rest) = (*node, open[*next..].to_vec());
-            let Some(child) = visit(node, change, Way::In(&mut undos)) else { return };
-            let mut open = rest;
-            for index in 0..self.needed_by[change as usize - self.from].len() {
-                let later = self.needed_by[change as usize - self.from][index];
-                if self.need(later, -1) == Some(0) {
-                    let place = open.partition_point(|other| *other < later);
-                    open.insert(place, later);
-                }
-            }
-            way.push((open, 0, child, change));
-        }
-    }
-
-    fn need(&mut self, change: u32, more: i32) -> Option<u32> {
-        let unmet = &mut self.unmet[change as usize - self.from];
-        *unmet = unmet.and_then(|unmet| unmet.checked_add_signed(more));
-        *unmet
-    }
-}
-
-impl View {
-    /// Whether a change makes no difference any more, because of what came after it.
-    fn is_moot(&self, at: At<'_>, change: &Change) -> bool {
-        match change.what {
-            Content::Size(_) => change.time < self.sized_at,
-            Content::Data { lane, piece } => {
-                let start = at.inode.lanes[lane as usize].block * at.block_bytes;
-                self.cut_since(change.time) <= start || piece <= self.positions[lane as usize]
-            }
-        }
     }
 }
 

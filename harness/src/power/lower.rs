@@ -376,9 +376,23 @@ impl<'a> Lowering<'a> {
         }
         if end > old {
             let needs = self.needs_of_size(ino, first, old);
+            let any_of = self.alternatives_of_size(ino);
             self.content(ino, Content::Size(end), needs);
+            if let Some(change) = self.lowered.inodes[index].changes.last_mut() {
+                change.any_of = any_of;
+            }
         }
         Ok(())
+    }
+
+    /// Where any data brings the size along: the size before it, and all data since.
+    fn alternatives_of_size(&self, ino: Ino) -> Vec<u32> {
+        let inode = self.lowered.inode(ino);
+        let from = match self.flags.size {
+            Size::AfterAnyData => inode.last_size.unwrap_or(0) as usize,
+            _ => inode.changes.len(),
+        };
+        (from..inode.changes.len()).map(count).collect()
     }
 
     /// One piece of a write, inside one block.
@@ -439,6 +453,9 @@ impl<'a> Lowering<'a> {
     /// A size needs the size before it, and where it comes after the data, the data of its op.
     fn needs_of_size(&self, ino: Ino, first: usize, old: u64) -> Vec<u32> {
         let inode = self.lowered.inode(ino);
+        if self.flags.size == Size::AfterAnyData {
+            return Vec::new();
+        }
         let mut needs: Vec<u32> = inode.last_size.into_iter().collect();
         let new_blocks = |index: &usize| match inode.changes[*index].what {
             Content::Data { lane, .. } => {
@@ -448,7 +465,7 @@ impl<'a> Lowering<'a> {
         };
         let of_op = first..inode.changes.len();
         match self.flags.size {
-            Size::AnyTime => {}
+            Size::AnyTime | Size::AfterAnyData => {}
             Size::AfterNewBlocks => needs.extend(of_op.filter(new_blocks).map(count)),
             Size::AfterData => needs.extend(of_op.map(count)),
         }
@@ -476,7 +493,16 @@ impl<'a> Lowering<'a> {
         }
         let commit = if committed { last_step } else { None };
         self.forced.change(ino);
-        inode.changes.push(Change { time: now, forced: NEVER, what, needs, resize, commit });
+        let any_of = Vec::new();
+        inode.changes.push(Change {
+            time: now,
+            forced: NEVER,
+            what,
+            needs,
+            any_of,
+            resize,
+            commit,
+        });
     }
 }
 

@@ -39,7 +39,9 @@
 //!   everywhere: one block is written in the order of its changes. A cut inside a block is also
 //!   Data: the rest of the block is zeroed in memory, and may be written before the length is.
 //! - Size needs the Size and the Resize before it; and if size comes *after-data*, the Data of its
-//!   own op. (So, by the Sizes before, that of all earlier growth.)
+//!   own op. (So, by the Sizes before, that of all earlier growth.) If it comes *after-any-data*, it
+//!   needs one of the Size before it and all Data since, its own op's too, unless that was forced before
+//!   it: whatever completes brings the size along, and the rest is a hole.
 //! - Steps need all steps before them, where names are *in-order*, since there is one journal. In
 //!   *any-order*, a step needs only those that changed the same entries or the same length.
 //! - Where names are in order, Size needs all steps before it: the space that new bytes take is in
@@ -76,8 +78,8 @@ mod barrier;
 pub mod contents;
 pub mod derive;
 pub mod explain;
-
 pub mod fingerprint;
+mod free;
 pub mod lower;
 pub mod names;
 pub mod profile;
@@ -280,6 +282,9 @@ pub struct Change {
     pub what: Content,
     /// The changes of the same inode that it needs.
     pub needs: Vec<u32>,
+    /// Changes of the same inode of which it needs one, unless there are none: of those that were not
+    /// forced before it.
+    pub any_of: Vec<u32>,
     /// The step that cut the file before it, which it needs.
     pub resize: Option<u32>,
     /// The step before it in the journal, if it needs that.
@@ -298,6 +303,15 @@ pub enum Content {
     },
     /// The file has this size, in bytes.
     Size(u64),
+}
+
+impl Inode {
+    /// The changes of which this one needs one, if it needs any: what was on the disk before it happened can't
+    /// bring it along.
+    pub fn alternatives<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = u32> + 'a {
+        let open = |index: &u32| self.changes[*index as usize].forced > change.time;
+        change.any_of.iter().copied().filter(open)
+    }
 }
 
 impl Lowered {

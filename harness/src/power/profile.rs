@@ -90,6 +90,8 @@ pub enum Size {
     AfterNewBlocks,
     /// After the data that it covers.
     AfterData,
+    /// With the first data that is written then, wherever that lies.
+    AfterAnyData,
 }
 
 /// What a block holds that became part of a file without its data.

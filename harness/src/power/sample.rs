@@ -8,7 +8,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::contents::{At, Cache, Choice, Free, Node, Tree};
+use super::contents::{At, Cache, Choice, Node, Tree};
+use super::free::Free;
 use super::profile::Names;
 use super::walk::{Complete, Epoch, Epochs, Found, Go, Order, Thorough, Walk};
 
@@ -213,6 +214,14 @@ fn wishes(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> 
 }
 
 impl Free {
+    /// One of those of which a change needs one, if none is in the set: the last.
+    fn lacks_help(&self, index: usize, is_in: &[bool]) -> Option<usize> {
+        let helpers = &self.helpers[index];
+        let last = helpers.iter().rev().find(|helper| self.unmet[**helper].is_some())?;
+        let none = !helpers.iter().any(|helper| is_in[*helper]);
+        none.then_some(*last)
+    }
+
     /// A legal set that is as close to a wish as can be: one change that is wished alone, or two,
     /// bring what they need; else what lacks its needs is left out.
     fn closed(&self, at: At<'_>, possible: &[usize], wish: &[bool]) -> Vec<u32> {
@@ -226,7 +235,8 @@ impl Free {
         for (index, wished) in possible.iter().zip(wish) {
             let mut open = if *wished { vec![*index] } else { Vec::new() };
             let open_needs = |index: usize, is_in: &[bool]| -> Vec<usize> {
-                needs(index).filter(|n| self.unmet[*n].is_some() && !is_in[*n]).collect()
+                let open = |n: &usize| self.unmet[*n].is_some() && !is_in[*n];
+                needs(index).filter(open).chain(self.lacks_help(index, is_in)).collect()
             };
             if !brings && !open_needs(*index, &is_in).is_empty() {
                 continue;

@@ -182,19 +182,26 @@ fn wait_for_outcomes(results: &Path) -> String {
     }
 }
 
+/// The processes with a mark in their environment or arguments, but for this one.
+fn marked(mark: &str) -> Vec<Pid> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let read = |name: &str| fs::read(process.path().join(name)).unwrap_or_default();
+        let known = [read("environ"), read("cmdline")].concat();
+        let is_marked = known.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
+        if is_marked && u32::try_from(pid) != Ok(std::process::id()) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
 /// Everything of a run that could be left behind: processes with its directory in their
 /// environment or arguments, trial directories, mounts, loop devices.
 pub fn left_behind(mark: &str, place: &Path) -> Vec<String> {
-    let mut left = Vec::new();
-    for process in fs::read_dir("/proc").unwrap().flatten() {
-        let read = |name: &str| fs::read(process.path().join(name)).unwrap_or_default();
-        let known = [read("environ"), read("cmdline")].concat();
-        let ours = process.file_name().to_string_lossy() == std::process::id().to_string();
-        let marked = known.windows(mark.len()).any(|bytes| bytes == mark.as_bytes());
-        if marked && !ours {
-            left.push(format!("process {}", process.file_name().to_string_lossy()));
-        }
-    }
+    let mut left: Vec<String> =
+        marked(mark).into_iter().map(|process| format!("process {process}")).collect();
     let entries = fs::read_dir(place).unwrap().flatten();
     left.extend(entries.map(|entry| entry.path().display().to_string()));
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -211,8 +218,17 @@ pub fn left_behind(mark: &str, place: &Path) -> Vec<String> {
     left
 }
 
+/// Who is killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Victims {
+    /// The command.
+    Coordinator,
+    /// All of its processes at once, but for the one that only removes what is left of its directories.
+    AllButJanitor,
+}
+
 /// Starts a run, kills it with SIGKILL after a while, and waits until nothing of it is left.
-pub fn kill_and_look(options: &[&str], after: Duration) {
+pub fn kill_and_look(options: &[&str], after: Duration, victims: Victims) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let results = tempfile::tempdir().unwrap();
     let place = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -230,6 +246,15 @@ pub fn kill_and_look(options: &[&str], after: Duration) {
         .spawn()
         .unwrap();
     std::thread::sleep(after);
+    if victims == Victims::AllButJanitor {
+        for process in marked(&mark) {
+            let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            if name.trim() != "ct-janitor" {
+                // It may have ended since.
+                let _ = kill(process, Signal::SIGKILL);
+            }
+        }
+    }
     child.kill().unwrap();
     child.wait().unwrap();
     let started = Instant::now();

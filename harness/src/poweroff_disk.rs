@@ -172,6 +172,7 @@ fn cell(request: &Request, prepared: &Prepared, fs: FileSystem, cuts: Vec<Cut>) 
     }
     cell.distinct = seen.len();
     cell.findings.sort_by_key(|finding| (finding.kind.promise(), finding.explanation.after_ops));
+    on_disk.not_compared = !compared && request.disk.profile(fs).is_some();
     if compared {
         on_disk.profile = request.disk.profile(fs).map(str::to_owned);
         on_disk.allowed = allowed.len();

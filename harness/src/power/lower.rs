@@ -359,19 +359,37 @@ impl<'a> Lowering<'a> {
         if data.is_empty() {
             return Ok(());
         }
-        let (index, block_bytes) = (ino.0 as usize, self.lowered.block_bytes);
+        let index = ino.0 as usize;
         let (old, end) = (self.cache[index].len() as u64, offset.saturating_add(data.len() as u64));
         let length = in_memory(end)?;
         if end > old {
             self.cache[index].resize(length, 0);
         }
+        // What is appended inside a page makes that page's part of the file longer first: there is space
+        // for it already.
+        let inside = old.next_multiple_of(PAGE_BYTES);
+        if (offset.max(old)..end).contains(&inside) && offset.max(old) < inside {
+            let cut = usize::try_from(inside - offset).unwrap_or(0);
+            self.pieces(ino, (offset, old), &data[..cut], 0);
+            self.pieces(ino, (inside, inside), &data[cut..], cut);
+        } else {
+            self.pieces(ino, (offset, old), data, 0);
+        }
+        Ok(())
+    }
+
+    /// Some of the bytes of a write: they begin at `offset` in the file, which was `old` bytes long, and at
+    /// `source` in the write.
+    fn pieces(&mut self, ino: Ino, (offset, old): (u64, u64), data: &[u8], source: usize) {
+        let (index, block_bytes) = (ino.0 as usize, self.lowered.block_bytes);
+        let end = offset + data.len() as u64;
         let first = self.lowered.inode(ino).changes.len();
         let mut at = offset;
         while at < end {
             let stop = ((at / block_bytes + 1) * block_bytes).min(end);
             let from = usize::try_from(at - offset).unwrap_or(0);
             let bytes = from..from + usize::try_from(stop - at).unwrap_or(0);
-            self.data(ino, at, &data[bytes.clone()], bytes.start);
+            self.data(ino, at, &data[bytes.clone()], source + bytes.start);
             at = stop;
         }
         if end > old {
@@ -382,7 +400,6 @@ impl<'a> Lowering<'a> {
                 change.any_of = any_of;
             }
         }
-        Ok(())
     }
 
     /// Where any data brings the size along: the size before it, and all data since.
@@ -505,6 +522,9 @@ impl<'a> Lowering<'a> {
         });
     }
 }
+
+/// What the kernel copies a write to, piece by piece.
+const PAGE_BYTES: u64 = 4096;
 
 /// A length of which the model can hold the bytes.
 fn in_memory(length: u64) -> Result<usize, NotModelled> {

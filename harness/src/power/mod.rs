@@ -11,7 +11,8 @@
 //! - *Data*: the bytes that a write puts into one block of a file. Writes are split where blocks
 //!   end, since a block is old or new as a whole. What reaches the disk is the block as it is in
 //!   memory, so that earlier writes to the same block come with it.
-//! - *Size*: a file is longer, because something was written beyond its end.
+//! - *Size*: a file is longer, because something was written beyond its end. What is appended inside a
+//!   page makes it longer in two steps: to the end of that page, and then to the end of all.
 //! - *Names*: entries of directories change; a rename changes two of them and is one micro-op, so
 //!   that it is there or not, never half.
 //! - *Resize*: the length of a file is set. What is cut off is gone, and zeros come if it grows.

@@ -56,6 +56,8 @@ pub struct OnDisk {
     pub prefixes_sampled: bool,
     /// The profile with which survivors were compared, if there is one.
     pub profile: Option<String>,
+    /// Whether that one has too many crash states, or knows too little, to compare all recordings with it.
+    pub not_compared: bool,
     /// How many different survivors it allows.
     pub allowed: usize,
     /// How many of these were never seen.
@@ -183,6 +185,9 @@ fn compared(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
             disk.not_seen, disk.allowed
         ),
         Some(profile) => writeln!(text, "; the profile {profile} has {}", disk.allowed),
+        None if disk.not_compared => {
+            writeln!(text, "; they have too many crash states to be compared with the profile")
+        }
         None => writeln!(text, "; there is no profile to compare them with"),
     };
 }

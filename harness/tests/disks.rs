@@ -258,3 +258,46 @@ fn a_subject_that_fills_the_disk_is_no_error_of_the_harness() {
     assert!(matches!(status, 0 | 1), "{status}: {report:#}");
     assert_eq!(report["subjects"][0]["cells"][0]["disk"]["refused"]["count"], 0, "{report:#}");
 }
+
+/// Somebody else has a file open on an image when it is to be unmounted.
+#[test]
+fn a_disk_that_stays_in_use_is_left_behind_and_told() {
+    let Some(python) = common::python() else { return };
+    if !can_cut("ext4") || !common::can_follow() {
+        return;
+    }
+    let (results, meeting) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [pid, held] = ["pid", "held"].map(|name| meeting.path().join(name));
+    let check = format!(
+        "case $PWD in */disk/dir) test -e {held} || {{ echo $$ > {pid}; \
+         while ! test -e {held}; do sleep 0.01; done; }};; esac",
+        held = held.display(),
+        pid = pid.display()
+    );
+    let script = "import os\nf = open('state', 'w'); f.write('x' * 5000); f.flush(); os.fsync(f)\n";
+    let options = ["--fs", "ext4", "--images-max", "6", "--write-back", "never", "--jobs", "1"];
+    let options =
+        [&["--json", "--scenario", "poweroff-disk", "--check", &check], &options[..]].concat();
+    let all = [&["run"], &options[..], &["--", &python, "-c", script]].concat();
+    let run = std::thread::scope(|scope| {
+        let run = scope.spawn(|| run_in(results.path(), &all));
+        let started = std::time::Instant::now();
+        let asking = loop {
+            let text = fs::read_to_string(&pid).unwrap_or_default();
+            if text.ends_with('\n') {
+                break text.trim().to_owned();
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "no image was looked at");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let _open = fs::File::open(format!("/proc/{asking}/cwd")).unwrap();
+        fs::write(&held, "").unwrap();
+        run.join().unwrap()
+    });
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let cell = &report["subjects"][0]["cells"][0];
+    assert_eq!(cell["disk"]["stuck"]["count"], 1, "{cell:#}");
+    let first = cell["disk"]["stuck"]["first"].as_str().unwrap();
+    assert!(first.contains("stayed in use"), "{first}");
+    assert!(cell["states"].as_u64().unwrap() > 2, "{cell:#}");
+}

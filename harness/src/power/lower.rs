@@ -473,7 +473,8 @@ impl<'a> Lowering<'a> {
         if self.flags.size == Size::AfterAnyData {
             return Vec::new();
         }
-        let mut needs: Vec<u32> = inode.last_size.into_iter().collect();
+        let alone = self.flags.size == Size::AfterOwnData;
+        let mut needs: Vec<u32> = inode.last_size.filter(|_| !alone).into_iter().collect();
         let new_blocks = |index: &usize| match inode.changes[*index].what {
             Content::Data { lane, .. } => {
                 inode.lanes[lane as usize].block >= old.div_ceil(self.lowered.block_bytes)
@@ -485,6 +486,11 @@ impl<'a> Lowering<'a> {
             Size::AnyTime | Size::AfterAnyData => {}
             Size::AfterNewBlocks => needs.extend(of_op.filter(new_blocks).map(count)),
             Size::AfterData => needs.extend(of_op.map(count)),
+            // Blocks that were there are written by themselves.
+            Size::AfterOwnData => match of_op.clone().any(|index| new_blocks(&index)) {
+                true => needs.extend(of_op.filter(new_blocks).map(count)),
+                false => needs.extend(of_op.map(count)),
+            },
         }
         needs
     }

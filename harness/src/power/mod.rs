@@ -40,7 +40,8 @@
 //!   everywhere: one block is written in the order of its changes. A cut inside a block is also
 //!   Data: the rest of the block is zeroed in memory, and may be written before the length is.
 //! - Size needs the Size and the Resize before it; and if size comes *after-data*, the Data of its
-//!   own op. (So, by the Sizes before, that of all earlier growth.) If it comes *after-any-data*, it
+//!   own op. (So, by the Sizes before, that of all earlier growth.) If it comes *after-own-data*, it needs
+//!   that Data, or that of the new blocks among it, and no earlier Size. If it comes *after-any-data*, it
 //!   needs one of the Size before it and all Data since, its own op's too, unless that was forced before
 //!   it: whatever completes brings the size along, and the rest is a hole.
 //! - Steps need all steps before them, where names are *in-order*, since there is one journal. In

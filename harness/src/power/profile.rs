@@ -90,6 +90,9 @@ pub enum Size {
     AfterNewBlocks,
     /// After the data that it covers.
     AfterData,
+    /// After the data that it is about, and no other: where an earlier part of the file is not yet written,
+    /// there is a hole.
+    AfterOwnData,
     /// With the first data that is written then, wherever that lies.
     AfterAnyData,
 }
@@ -243,8 +246,8 @@ mod tests {
     fn contradictions_misspelt_words_and_missing_sources_are_refused() {
         let error = error_of(0, "\"no-names\"", "\"all-before\"");
         assert!(error.contains("needs names that are kept in order"), "{error}");
-        let error = error_of(4, "\"after-data\"", "\"after-dada\"");
-        assert!(error.contains("did you mean `after-data`?"), "{error}");
+        let error = error_of(4, "\"after-own-data\"", "\"after-own-dada\"");
+        assert!(error.contains("did you mean `after-own-data`?"), "{error}");
         let error = error_of(1, "block-bytes = \"", "block-bites = \"");
         assert!(error.contains("`block-bytes` has no source"), "{error}");
         let error = Profile::find("ext5").unwrap_err().to_string();

@@ -507,8 +507,9 @@ impl<'a> Lowering<'a> {
         let resize = match what {
             Content::Size(_) => inode.resizes.last().copied(),
             Content::Data { lane, .. } => {
-                let end = (inode.lanes[lane as usize].block + 1) * inode.block_bytes;
-                inode.last_cut_before(end)
+                // A page of which only a part was cut off keeps its place on the disk, and may be written there.
+                let start = inode.lanes[lane as usize].block * inode.block_bytes;
+                inode.last_cut_before(start / PAGE_BYTES * PAGE_BYTES + 1)
             }
         };
         if let Content::Size(_) = what {

@@ -36,7 +36,7 @@
 //!
 //! What a micro-op needs follows from the profile:
 //!
-//! - Data needs the Data before it in its block, and the Resize that last cut its block. This holds
+//! - Data needs the Data before it in its block, and the Resize that last cut off its whole page. This holds
 //!   everywhere: one block is written in the order of its changes. A cut inside a block is also
 //!   Data: the rest of the block is zeroed in memory, and may be written before the length is.
 //! - Size needs the Size and the Resize before it; and if size comes *after-data*, the Data of its

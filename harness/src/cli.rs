@@ -111,7 +111,8 @@ pub struct Run {
     /// Of a power cut: hold writes of file data in flight in all recordings, as a slow disk does
     #[arg(long)]
     pub slow_writes: bool,
-    /// Of a power cut: how many images of each subject on each file system
+    /// Of a power cut: how many images of each subject on each file system, about; of each recording at
+    /// least one
     #[arg(long, value_name = "N")]
     pub images_max: Option<u64>,
     /// Of a power cut: let the tool of the file system look at each image once it has been mounted

@@ -23,7 +23,7 @@ use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
 use crate::run::Request;
 use crate::second::{self, Shown};
-use crate::subject::{Kind, Subject};
+use crate::subject::{Kind, Prepared, Subject};
 use crate::sweep::Depth;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
@@ -83,15 +83,13 @@ pub struct ReplayedFile {
 pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     let (kept, survivor) = results::find_kept(root, id)?;
     let lab = Lab::new(None)?;
-    // The fault is given: nothing is planned and nothing is drawn.
     let kind = kept.trial.fault.kind();
     match &kept.trial.fault {
         Fault::PowerLoss(loss) => return power(&kept, loss, &survivor, &lab, keep),
         Fault::PowerCut(cut) => return power_cut(&kept, cut, &survivor, &lab, keep),
         _ => {}
     }
-    let planner = |sites| Planner::new(Seed(0), 0, kind, Granularity::Byte, sites);
-    let prepared = prepare::prepare(&kept.trial.subject, &kept.subject, &lab, kind, planner)?;
+    let prepared = unbroken(&kept, &lab, kind)?;
     let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;
     let volume = match kind {
@@ -149,6 +147,12 @@ impl Found<'_> {
     }
 }
 
+/// Runs the subject unbroken. The fault is given: nothing is planned and nothing is drawn.
+fn unbroken(kept: &Kept, lab: &Lab, fault: FaultKind) -> Result<Prepared> {
+    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
+    prepare::prepare(&kept.trial.subject, &kept.subject, lab, fault, planner)
+}
+
 fn directory_to_keep(kept: &Kept, keep: Option<&Path>) -> Result<PathBuf> {
     Ok(match keep {
         Some(directory) => {
@@ -171,9 +175,7 @@ fn power(
     lab: &Lab,
     keep: Option<&Path>,
 ) -> Result<Replayed> {
-    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
-    let (name, subject) = (&kept.trial.subject, &kept.subject);
-    let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerLoss, planner)?;
+    let prepared = unbroken(kept, lab, FaultKind::PowerLoss)?;
     let kind = kept.violations.first().map(|violation| violation.kind);
     let Again { left, mut outcome, history, explanation } =
         recorded::again(&prepared, loss, kept.calls, kind)?;
@@ -210,9 +212,7 @@ fn power_cut(
     lab: &Lab,
     keep: Option<&Path>,
 ) -> Result<Replayed> {
-    let planner = |sites| Planner::new(Seed(0), 0, FaultKind::Kill, Granularity::Byte, sites);
-    let (name, subject) = (&kept.trial.subject, &kept.subject);
-    let prepared = prepare::prepare(name, subject, lab, FaultKind::PowerCut, planner)?;
+    let prepared = unbroken(kept, lab, FaultKind::PowerCut)?;
     let directory = directory_to_keep(kept, keep)?;
     let request = Request::of_cut(kept, cut)?;
     let disks = Disks::start(&request.disk, lab)?;

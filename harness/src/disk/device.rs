@@ -2,13 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::Whence;
 
 use super::client::Client;
 use super::layout::Layout;
@@ -16,6 +14,7 @@ use super::protocol::{Answer, Command};
 use super::server::is_viewed;
 use crate::error::{Context, Error, Result};
 use crate::file_system::FileSystem;
+use crate::os::memory;
 use crate::os::mount::{self, LoopDevice};
 use crate::os::process;
 use crate::volume;
@@ -215,28 +214,22 @@ impl Disk {
         }
         let what = || format!("unmount {}", self.place.display());
         let started = Instant::now();
-        let mut detached = false;
-        loop {
-            let left = match detached {
-                true => Ok(()),
-                false => mount::unmount(&self.place),
-            };
-            detached |= left.is_ok();
-            let used = match left {
-                Ok(()) => self.device.as_ref().is_some_and(LoopDevice::is_used),
-                Err(Errno::EBUSY) => true,
+        let mut mounted = true;
+        while started.elapsed() < BUSY_MAX {
+            match mount::unmount(&self.place) {
+                Ok(()) => mounted = false,
+                Err(Errno::EBUSY) => {}
+                // It is not mounted any more.
+                Err(Errno::EINVAL) if !mounted => {}
                 Err(error) => return Err(io::Error::from(error)).with_context(what),
-            };
-            if !used {
-                return Ok(Unmounted::Yes);
             }
-            if started.elapsed() >= BUSY_MAX {
-                break;
+            if !mounted && !self.device.as_ref().is_some_and(LoopDevice::is_used) {
+                return Ok(Unmounted::Yes);
             }
             process::end_descendants().with_context(what)?;
             std::thread::sleep(Duration::from_millis(5));
         }
-        if !detached {
+        if mounted {
             mount::detach(&self.place).map_err(io::Error::from).with_context(what)?;
         }
         self.detach();
@@ -305,24 +298,15 @@ pub fn unexpected(answer: &Answer) -> Error {
 
 /// Copies what a sparse file has.
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
-    let mut source = from;
     let mut buffer = vec![0; 1 << 20];
-    let end = i64::try_from(from.metadata()?.len()).unwrap_or(i64::MAX);
-    let mut at = 0;
-    while at < end {
-        let data = match nix::unistd::lseek(from.as_fd(), at, Whence::SeekData) {
-            Ok(data) => data,
-            Err(Errno::ENXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let hole = nix::unistd::lseek(from.as_fd(), data, Whence::SeekHole)?;
-        source.seek(SeekFrom::Start(data.unsigned_abs()))?;
-        at = data;
-        while at < hole {
-            let count = usize::try_from(hole - at).unwrap_or(0).min(buffer.len());
-            source.read_exact(&mut buffer[..count])?;
-            to.write_all_at(&buffer[..count], at.unsigned_abs())?;
-            at += i64::try_from(count).unwrap_or(0);
+    for range in memory::data(from)? {
+        let mut at = range.start;
+        while at < range.end {
+            let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+            let piece = &mut buffer[..left.min(1 << 20)];
+            from.read_exact_at(piece, at)?;
+            to.write_all_at(piece, at)?;
+            at += piece.len() as u64;
         }
     }
     Ok(())

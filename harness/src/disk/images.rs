@@ -369,6 +369,8 @@ mod tests {
         for most in [1, 5, 60, 10_000] {
             let found = images(&log, most, 7, None);
             assert!(found.images.len() <= most);
+            // Where there is room for all, more room shows no more.
+            assert!(most < 10_000 || found == images(&log, 10 * most, 7, None));
         }
     }
 

@@ -116,13 +116,18 @@ impl Disks {
             }
             _ => return self.state().obey(command),
         };
-        let view = Arc::clone(self.state().views.entry(number).or_default());
+        let mut state = self.state();
+        let view = Arc::clone(state.views.entry(number).or_default());
         let Command::Show(_, recorded, image, limit_ms) = command else {
+            drop(state);
             return Answer::Works(!locked(&view).failed);
         };
-        let Some(recording) = self.state().recordings.get(&recorded).cloned() else {
+        // The time of the image before must not end this one.
+        state.ends.remove(&number);
+        let Some(recording) = state.recordings.get(&recorded).cloned() else {
             return Answer::Wrong(format!("there is no recording {recorded}"));
         };
+        drop(state);
         let name = format!("{}!{number}", self.run);
         let shown = locked(&view).show(&name, (recorded, &recording), &image);
         self.state().ends.insert(number, Instant::now() + Duration::from_millis(limit_ms));

@@ -143,18 +143,16 @@ fn pieces(
     })
 }
 
-/// So many bytes between two ranges are added to them: few ranges are faster than small ones.
-const GAP_MAX: u64 = 128 << 10;
-
-/// Ranges of bytes that cover blocks.
+/// Ranges of bytes that cover blocks, which are in their order; those with at most `gap` bytes between them
+/// are one.
 #[must_use]
-pub fn ranges(blocks: &BTreeSet<u64>) -> Vec<std::ops::Range<u64>> {
+pub fn ranges(blocks: impl Iterator<Item = u64>, gap: u64) -> Vec<std::ops::Range<u64>> {
     let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
     for block in blocks {
         let start = block * BLOCK_BYTES as u64;
         let end = start + BLOCK_BYTES as u64;
         match ranges.last_mut() {
-            Some(last) if start - last.end <= GAP_MAX => last.end = end,
+            Some(last) if start - last.end <= gap => last.end = end,
             _ => ranges.push(start..end),
         }
     }

@@ -11,6 +11,7 @@ use super::runner;
 use crate::error::{Context, Error, Result};
 use crate::os::process::{self, Ended};
 use crate::os::sandbox;
+use crate::os::signals;
 use crate::outcome::{Check, CheckKind, Content, Survivor};
 use crate::sandbox::Sandbox;
 use crate::subject::Command;
@@ -244,7 +245,7 @@ impl Shell {
                         until = until.min(Instant::now() + NOBODY_ANSWERS);
                     }
                 }
-                if ended.is_some() || left.is_zero() {
+                if ended.is_some() || left.is_zero() || signals::orphaned() {
                     break ended;
                 }
             };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::checks::{Checks, Said, Shell};
 use super::output::AckCounter;
 use super::recorder::Recorder;
-use super::resident::{Observed, Observer, Resident, Sight, Watched};
+use super::resident::{Observed, Observer, Resident, Sight, Watched, is_damage};
 use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
@@ -346,11 +346,6 @@ impl Injector for CommandInjector<'_> {
         self.reset()?;
         Ok(self.strike(fault, true)?.steps)
     }
-}
-
-/// Whether a file system says that it is damaged.
-fn is_damage(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
 }
 
 /// Why a fault could not be made at all; kept apart from what a subject did.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::builtin::Slot;
@@ -91,6 +92,11 @@ pub fn of_subject<'a>(prepared: &'a Prepared, place: &Path) -> Result<Box<dyn Re
     }
 }
 
+/// Whether a file system says that it is damaged.
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG))
+}
+
 /// The trial directory on the disk.
 const DIRECTORY: &str = "dir";
 
@@ -131,7 +137,11 @@ impl Resident for BuiltInResident<'_> {
 
     fn look(&mut self, _acks: u64) -> Result<Sight> {
         let what = "read what is left";
-        let survivor = self.slot.bytes(self.subject).context(what)?;
+        let survivor = match self.slot.bytes(self.subject) {
+            Ok(survivor) => survivor,
+            Err(error) if is_damage(&error) => return Ok(Sight::Unreadable(error.to_string())),
+            Err(error) => return Err(error).context(what),
+        };
         if let Some(keep) = self.keep.take() {
             let what = format!("keep a copy in {}", keep.display());
             lab::copy_tree(&self.directory(), &keep).context(what)?;

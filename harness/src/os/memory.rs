@@ -35,6 +35,11 @@ impl MemoryFile {
         Ok(Self { file, bytes: bytes.cast(), length })
     }
 
+    /// Where it holds something, see [`data`]; to look elsewhere takes memory.
+    pub fn data(&self) -> io::Result<Vec<Range<u64>>> {
+        data(&self.file)
+    }
+
     /// What the file is called in this process: `/proc/PID/fd/` and this.
     #[must_use]
     pub fn number(&self) -> i32 {
@@ -69,26 +74,26 @@ impl MemoryFile {
         Ok(fallocate(self.file.as_fd(), flags, start, length)?)
     }
 
-    /// Where it holds something; elsewhere are zeros that take no memory, as long as nobody looks at them.
-    pub fn data(&self) -> io::Result<Vec<Range<u64>>> {
-        let (mut ranges, mut at) = (Vec::new(), 0);
-        loop {
-            let start = match nix::unistd::lseek(self.file.as_fd(), at, Whence::SeekData) {
-                Ok(start) => start,
-                Err(Errno::ENXIO) => return Ok(ranges),
-                Err(error) => return Err(error.into()),
-            };
-            at = nix::unistd::lseek(self.file.as_fd(), start, Whence::SeekHole)?;
-            ranges.push(start.unsigned_abs()..at.unsigned_abs());
-        }
-    }
-
     /// Gives it up: whoever reads it finds nothing any more.
     pub fn give_up(self) -> io::Result<()> {
         let file = self.file.try_clone()?;
         // No mapping of ours is there any more when it gets shorter.
         drop(self);
         file.set_len(0)
+    }
+}
+
+/// Where a sparse file holds something; elsewhere are zeros that take no space.
+pub fn data(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    loop {
+        let start = match nix::unistd::lseek(file.as_fd(), at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(ranges),
+            Err(error) => return Err(error.into()),
+        };
+        at = nix::unistd::lseek(file.as_fd(), start, Whence::SeekHole)?;
+        ranges.push(start.unsigned_abs()..at.unsigned_abs());
     }
 }
 

@@ -44,18 +44,14 @@ impl Free {
         for index in from..until {
             let change = &changes[index];
             // What it needs one of, if none of them is there.
-            let mut helpers = Vec::new();
-            let mut helpless = false;
-            for helper in at.inode.alternatives(change) {
-                match (helper as usize).checked_sub(from) {
-                    Some(helper) if !settled[helper] => helpers.push(helper),
-                    _ => helpers.clear(),
-                }
-                helpless = !helpers.is_empty();
-                if !helpless {
-                    break;
-                }
+            let mut helpers: Vec<u32> = at.inode.alternatives(change).collect();
+            let is_there =
+                |one: &u32| (*one as usize).checked_sub(from).is_none_or(|one| settled[one]);
+            if helpers.iter().any(is_there) {
+                helpers.clear();
             }
+            let helpers: Vec<usize> = helpers.into_iter().map(|one| one as usize - from).collect();
+            let helpless = !helpers.is_empty();
             let (sizes, all) = choice.pushed;
             let is_size = matches!(change.what, Content::Size(_));
             let open: Vec<usize> = change

@@ -38,8 +38,6 @@ use crate::subject::{Kind, Prepared};
 use crate::tally::Tally;
 use crate::verdict::{Verdict, Violation, ViolationKind, Why};
 
-/// How many images are looked at to find one again.
-const AGAIN_MAX: usize = 1000;
 /// How many crash states of a recording the model is asked for.
 const MODEL_STATES_MAX: u64 = 20_000;
 
@@ -439,44 +437,61 @@ pub struct Again {
     pub history: History,
 }
 
-impl Cutter<'_> {
-    /// Records once more, and looks for what broke a promise like this: first in the same image, then in all
-    /// others, for no file system writes the same twice. What is there is kept in `directory`.
+/// How like what was found before something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Likeness {
+    /// It does not break that promise.
+    None,
+    /// It breaks it in the same way.
+    Kind,
+    /// It has the same bytes too.
+    Same,
+}
+
+impl<'a> Cutter<'a> {
+    /// Records once more, and looks for what is most like an earlier finding: first in the same image, then
+    /// in all others, then in the other recordings, for no file system writes the same twice. What is there
+    /// is kept in `directory`.
     pub fn again(
         &mut self,
         cut: &PowerCut,
-        broken: Option<ViolationKind>,
+        likeness: &dyn Fn(&Outcome, &History) -> Likeness,
         directory: &Path,
     ) -> Result<Again> {
-        let unit = *self.units.first().ok_or_else(|| Error::internal("there is no recording"))?;
-        let made = self.record(&unit)?;
-        let others = self.images(&unit, &made, AGAIN_MAX, 0).images;
-        let same = Some(cut.image.clone()).filter(|image| image.fits(&made.log));
-        let (mut first, mut unused) = (None, Cut::default());
-        for image in same.into_iter().chain(others) {
-            let Some(outcome) = self.look(&unit, &made, image.clone(), &mut unused)? else {
-                continue;
-            };
-            let survivor = made.recorded.prepared.settled(outcome.survivor.clone());
-            let outcome = Outcome { survivor, ..outcome };
-            let verdict = oracle::judge(&outcome, &made.recorded.history, &self.request.promises);
-            let kind = match &verdict {
-                Verdict::Violated(found) => found.first().map(|violation| violation.kind),
-                Verdict::Pass | Verdict::Inconclusive(_) => None,
-            };
-            let found = kind == broken;
-            if found || first.is_none() {
-                first = Some((image, outcome));
+        let mut best: Option<(Likeness, Unit, Made<'a>, Image, Outcome)> = None;
+        for (n, unit) in self.units.iter().enumerate() {
+            let made = self.record(unit)?;
+            let same = Some(cut.image.clone()).filter(|image| n == 0 && image.fits(&made.log));
+            let others = self.images(unit, &made, unit.images_max, 0).images;
+            let mut here: Option<(Likeness, Image, Outcome)> = None;
+            for image in same.into_iter().chain(others) {
+                let Some(outcome) = self.look(unit, &made, image.clone(), &mut Cut::default())?
+                else {
+                    continue;
+                };
+                let survivor = made.recorded.prepared.settled(outcome.survivor.clone());
+                let outcome = Outcome { survivor, ..outcome };
+                let like = likeness(&outcome, &made.recorded.history);
+                if here.as_ref().is_none_or(|(best, ..)| *best < like) {
+                    here = Some((like, image, outcome));
+                }
+                if like == Likeness::Same {
+                    break;
+                }
             }
-            if found {
+            let Some((like, image, outcome)) = here else { continue };
+            if best.as_ref().is_none_or(|(best, ..)| *best < like) {
+                best = Some((like, *unit, made, image, outcome));
+            }
+            if like > Likeness::None {
                 break;
             }
         }
-        let Some((image, outcome)) = first else {
+        let Some((_, unit, made, image, outcome)) = best else {
             return Err(Error::usage("no image of this recording can be mounted"));
         };
         self.turn_to(unit.subject)?.keep_in(directory.to_owned());
-        self.look(&unit, &made, image, &mut unused)?;
+        self.look(&unit, &made, image, &mut Cut::default())?;
         Ok(Again { outcome, history: made.recorded.history })
     }
 }

@@ -11,6 +11,7 @@ use crate::disk::device::Disk;
 use crate::disk::plan::{Cutting, WriteBack};
 use crate::disk::server::VIEWED;
 use crate::error::{Context, Error, Result};
+use crate::fault::PowerCut;
 use crate::file_system::FileSystem;
 use crate::lab::{self, Lab};
 use crate::os::mount;
@@ -75,6 +76,28 @@ impl Disks {
     pub fn start_of(&self, fs: FileSystem) -> u32 {
         self.starts.get(&fs).copied().unwrap_or(0)
     }
+}
+
+/// How many images of a recording are looked at to find one again.
+const AGAIN_MAX: usize = 1000;
+
+/// The recording that is asked for, and then, for a program that is followed, all others in which the same
+/// may be seen.
+pub fn units_again(
+    request: &Request,
+    prepared: &Prepared,
+    disks: &Disks,
+    cut: &PowerCut,
+) -> Vec<Unit> {
+    let mut recordings = vec![cut.write_back];
+    if !matches!(prepared.kind, Kind::Live(_)) {
+        let others = request.disk.recordings(prepared.trace.ops.len(), request.seed.0);
+        recordings.extend(others.into_iter().filter(|other| *other != cut.write_back));
+    }
+    let start = disks.start_of(cut.fs);
+    let unit =
+        |write_back| Unit { subject: 0, fs: cut.fs, start, write_back, images_max: AGAIN_MAX };
+    recordings.into_iter().map(unit).collect()
 }
 
 /// The recordings of all subjects on all file systems.

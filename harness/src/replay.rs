@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::cutter::{Cutter, Unit};
+use crate::cutter::{Cutter, Likeness};
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, FaultKind, Injection, PowerCut, PowerLoss};
 use crate::history::History;
@@ -17,7 +17,7 @@ use crate::oracle;
 use crate::outcome::{Content, Exit, Outcome, Step};
 use crate::plan::{Granularity, Planner, Seed};
 use crate::power::explain::Explanation;
-use crate::poweroff_disk::Disks;
+use crate::poweroff_disk::{self, Disks};
 use crate::prepare;
 use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
@@ -216,18 +216,15 @@ fn power_cut(
     let directory = directory_to_keep(kept, keep)?;
     let request = Request::of_cut(kept, cut)?;
     let disks = Disks::start(&request.disk, lab)?;
-    let unit = Unit {
-        subject: 0,
-        fs: cut.fs,
-        start: disks.start_of(cut.fs),
-        write_back: cut.write_back,
-        images_max: 0,
-    };
-    let (prepared, units) = ([prepared], [unit]);
+    let units = poweroff_disk::units_again(&request, &prepared, &disks, cut);
+    let prepared = [prepared];
     let own = disks.of_worker(lab.path(), 0)?;
     let mut cutter = Cutter::new(&request, &prepared, &units, None, own);
-    let kind = kept.violations.first().map(|violation| violation.kind);
-    let found = cutter.again(cut, kind, &directory)?;
+    let found = cutter.again(
+        cut,
+        &|outcome, history| likeness(outcome, history, kept, survivor),
+        &directory,
+    )?;
     let verdict = oracle::judge(&found.outcome, &found.history, &kept.promises);
     let again = Found {
         outcome: &found.outcome,
@@ -237,6 +234,24 @@ fn power_cut(
         steps: Vec::new(),
     };
     Ok(again.beside(kept, survivor, directory))
+}
+
+/// How like what was kept this is.
+fn likeness(outcome: &Outcome, history: &History, kept: &Kept, survivor: &Path) -> Likeness {
+    let verdict = oracle::judge(outcome, history, &kept.promises);
+    let kind = match &verdict {
+        Verdict::Violated(found) => found.first().map(|violation| violation.kind),
+        Verdict::Pass | Verdict::Inconclusive(_) => None,
+    };
+    if kind != kept.violations.first().map(|violation| violation.kind) {
+        return Likeness::None;
+    }
+    // A program that is not followed never leaves the same bytes.
+    let bytes = || files(outcome, history, survivor).iter().all(|file| file.again);
+    match same(&verdict, kept) && (is_live(kept) || bytes()) {
+        true => Likeness::Same,
+        false => Likeness::Kind,
+    }
 }
 
 /// Whether a verdict is the one that was kept. Temp files have other names each time, and a program that

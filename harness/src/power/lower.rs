@@ -310,9 +310,13 @@ impl<'a> Lowering<'a> {
         if length == old {
             return Ok(());
         }
-        // The rest of the last block is zeroed in memory, and may be written before the length is.
-        let rest =
-            length.next_multiple_of(self.lowered.block_bytes).min(old).saturating_sub(length);
+        // The rest of the last page is zeroed in memory, and may be written before the length is. Where a
+        // length may be anything, that shows nothing more beyond the block.
+        let page = match self.flags.size {
+            Size::AnyTime => self.lowered.block_bytes,
+            _ => PAGE_BYTES.max(self.lowered.block_bytes),
+        };
+        let rest = length.next_multiple_of(page).min(old).saturating_sub(length);
         self.write(ino, length, &vec![0; usize::try_from(rest).unwrap_or(0)])?;
         let step = self.next_step();
         let inode = &mut self.lowered.inodes[ino.0 as usize];
@@ -368,6 +372,11 @@ impl<'a> Lowering<'a> {
         // What is appended inside a page makes that page's part of the file longer first: there is space
         // for it already.
         let inside = old.next_multiple_of(PAGE_BYTES);
+        if self.flags.size == Size::AfterOwnData && old < inside && inside <= offset {
+            // It is zeroed up to its end, and that is written as if it were data.
+            let zeros = vec![0; usize::try_from(inside - old).unwrap_or(0)];
+            self.pieces(ino, (old, old), &zeros, 0);
+        }
         if (offset.max(old)..end).contains(&inside) && offset.max(old) < inside {
             let cut = usize::try_from(inside - offset).unwrap_or(0);
             self.pieces(ino, (offset, old), &data[..cut], 0);

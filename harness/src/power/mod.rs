@@ -339,7 +339,7 @@ impl Lowered {
     #[must_use]
     pub fn data(&self, piece: &Piece) -> Cow<'_, [u8]> {
         match self.trace.ops.get(piece.time.op()).map(|op| &op.effect) {
-            Some(Effect::Write { data, .. }) => {
+            Some(Effect::Write { data, offset, .. }) if piece.at >= offset.0 => {
                 let range = piece.source..piece.source + piece.length;
                 Cow::Borrowed(data.get(range).unwrap_or_default())
             }

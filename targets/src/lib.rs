@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod log;
+pub mod managed;
 mod state;
 mod storage;
 mod strategy;

@@ -1,6 +1,6 @@
 //! The state that the built-in strategies save: that of a small trading bot.
 
-use chrono::{DateTime, Duration, SecondsFormat};
+use chrono::{DateTime, Duration, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 /// The smallest state that [`BotState::sample`] makes, in bytes of JSON.
@@ -72,6 +72,12 @@ pub struct Order {
     pub quantity: i64,
 }
 
+/// When a version is saved: five minutes after the one before.
+pub(crate) fn time_of(version: u64) -> DateTime<Utc> {
+    let minutes = 5 * i64::try_from(version % 1_000_000).unwrap_or(0);
+    DateTime::UNIX_EPOCH + Duration::days(20_000) + Duration::minutes(minutes)
+}
+
 impl BotState {
     /// A plausible state, the same for the same arguments.
     ///
@@ -82,14 +88,11 @@ impl BotState {
     pub fn sample(version: u64, size_bytes: usize) -> Self {
         let size_bytes = size_bytes.clamp(STATE_BYTES_MIN, STATE_BYTES_MAX);
         let target = size_bytes - if version % 2 == 1 { 96 } else { 0 };
-        let saved_at = DateTime::UNIX_EPOCH
-            + Duration::days(20_000)
-            + Duration::minutes(5 * i64::try_from(version % 1_000_000).unwrap_or(0));
         let earned = i64::try_from(version % 1_000_000).unwrap_or(0) * 137;
         let entries = (target / 8 / ENTRY_BYTES).min(1000);
         let mut state = Self {
             version,
-            saved_at: saved_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+            saved_at: time_of(version).to_rfc3339_opts(SecondsFormat::Secs, true),
             settings_hash: "5c1f3a0e9b7d4268".to_owned(),
             current_balance: 1_000_000 + earned,
             peak_balance: 1_000_000 + earned,

@@ -40,6 +40,11 @@ pub trait Storage {
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes the name `path`.
     fn unlink(&mut self, path: &Path) -> io::Result<()>;
+    /// Makes the directory `path`.
+    fn make_directory(&mut self, path: &Path) -> io::Result<()>;
+    /// Takes the lock of an open file (`flock`), if nobody else holds it; it is held until the file is
+    /// closed, or its process ends. Locks are not storage, and never struck.
+    fn try_lock(&mut self, file: FileId) -> io::Result<bool>;
     /// The names in `directory`; reading is never struck.
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>>;
 }
@@ -109,6 +114,18 @@ impl Storage for Disk {
 
     fn unlink(&mut self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn make_directory(&mut self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir(path)
+    }
+
+    fn try_lock(&mut self, file: FileId) -> io::Result<bool> {
+        match self.file(file)?.try_lock() {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {

@@ -9,6 +9,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use crate::log::{self, Ack, Format, LOG_FILE};
+use crate::managed::backups::BACKUPS;
+use crate::managed::store::LOCK_FILE;
+use crate::managed::strategy as managed;
 use crate::state::{BotState, Version};
 use crate::storage::{Open, Storage};
 use crate::temp::{Handle, TEMP_PREFIX, Temp};
@@ -57,6 +60,8 @@ pub enum Strategy {
     LogNoChecksum,
     /// Bad twin of `log`: acknowledges before the fsync.
     LogAckEarly,
+    /// The reference state manager: durable, with a checksum, a lock and backups.
+    Managed,
 }
 
 /// Where a loaded state came from.
@@ -64,6 +69,8 @@ pub enum Strategy {
 pub enum Origin {
     /// The state file.
     File,
+    /// A backup: the state file was damaged, or not there.
+    Backup,
     /// There was no state file, so this is the default state.
     Default,
 }
@@ -82,6 +89,8 @@ pub struct Loaded {
 pub enum LoadError {
     /// The file could not be read.
     Read(io::Error),
+    /// The state manager does not take what is there.
+    Refused(managed::StoreError),
     /// The file is not the JSON of a state.
     Damaged(serde_json::Error),
 }
@@ -90,6 +99,7 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(error) => write!(f, "cannot read the state: {error}"),
+            Self::Refused(error) => error.fmt(f),
             Self::Damaged(error) => write!(f, "the state is damaged: {error}"),
         }
     }
@@ -99,7 +109,7 @@ impl std::error::Error for LoadError {}
 
 impl Strategy {
     /// All strategies, in the order of the tables.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Unsafe,
         Self::Atomic,
         Self::Replace,
@@ -118,6 +128,7 @@ impl Strategy {
         Self::Log,
         Self::LogNoChecksum,
         Self::LogAckEarly,
+        Self::Managed,
     ];
 
     /// The name in tables and on the command line.
@@ -142,6 +153,7 @@ impl Strategy {
             Self::Log => "log",
             Self::LogNoChecksum => "log-no-checksum",
             Self::LogAckEarly => "log-ack-early",
+            Self::Managed => "managed",
         }
     }
 
@@ -166,6 +178,9 @@ impl Strategy {
             Self::Log => "appends a record with length and checksum to a log, fsync",
             Self::LogNoChecksum => "log, but its records have a length only (bad)",
             Self::LogAckEarly => "log, but acknowledges before the fsync (bad)",
+            Self::Managed => {
+                "durable, with a checksum, a lock, and backups that a load falls back to"
+            }
             Self::FsyncAfresh => "durable; a failed fsync makes it start over with a fresh file",
         }
     }
@@ -184,6 +199,7 @@ impl Strategy {
             | Self::SwallowErrors
             | Self::FsyncRetry
             | Self::FsyncAfresh => remove_stale_temps(disk, directory),
+            Self::Managed => managed::start(disk, directory),
             _ => match self.log_format() {
                 Some(format) => log::repair(disk, directory, format),
                 None => Ok(()),
@@ -216,10 +232,18 @@ impl Strategy {
     #[must_use]
     pub fn stored(self, versions: &[Version]) -> Vec<u8> {
         match self.log_format() {
-            None => versions.last().map(|version| version.json.clone()).unwrap_or_default(),
+            None => versions.last().map(|version| self.one(version)).unwrap_or_default(),
             Some(format) => {
                 versions.iter().flat_map(|version| log::record(&version.json, format)).collect()
             }
+        }
+    }
+
+    /// What a file of its own holds of one version.
+    fn one(self, version: &Version) -> Vec<u8> {
+        match self {
+            Self::Managed => managed::sealed(version),
+            _ => version.json.clone(),
         }
     }
 
@@ -236,7 +260,7 @@ impl Strategy {
     #[must_use]
     pub fn holds(self, bytes: &[u8], version: &Version) -> bool {
         match self.log_format() {
-            None => bytes == version.json,
+            None => bytes == self.one(version),
             Some(format) => log::whole(bytes, format).0 == Some(&version.json[..]),
         }
     }
@@ -246,6 +270,7 @@ impl Strategy {
     pub fn companions(self) -> &'static [&'static str] {
         match self {
             Self::BackupFirst | Self::Backup => &[BACKUP_FILE],
+            Self::Managed => &[LOCK_FILE, BACKUPS],
             _ => &[],
         }
     }
@@ -302,6 +327,7 @@ impl Strategy {
                 replace_backup(disk, directory)?;
                 via_temp(disk, &Temp::fixed(&target), &target, &version.json, Sync::File)?;
             }
+            Self::Managed => return managed::save(disk, directory, version, ack),
             Self::FsyncRetry => retry_fsync(disk, directory, &version.json)?,
             Self::FsyncAfresh => start_over(disk, directory, &version.json)?,
             Self::Log | Self::LogNoChecksum | Self::LogAckEarly => {
@@ -319,13 +345,16 @@ impl Strategy {
         if let Some(format) = self.log_format() {
             return load_log(&directory.join(LOG_FILE), format);
         }
+        if self == Self::Managed {
+            return managed::load(directory);
+        }
         let loaded = load_file(&directory.join(STATE_FILE));
         let whole = matches!(&loaded, Ok(Loaded { origin: Origin::File, .. }));
         let backup = directory.join(BACKUP_FILE);
         if whole || !self.companions().contains(&BACKUP_FILE) || !backup.exists() {
             return loaded;
         }
-        load_file(&backup)
+        load_file(&backup).map(|loaded| Loaded { origin: Origin::Backup, ..loaded })
     }
 }
 

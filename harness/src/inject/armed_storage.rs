@@ -275,6 +275,15 @@ impl Storage for ArmedStorage<'_> {
         self.gate(Call::Unlink, 0, effect, |disk, _| disk.unlink(path), |()| 0)
     }
 
+    fn make_directory(&mut self, path: &Path) -> io::Result<()> {
+        let effect = |_: &Notes| Effect::Directory { path: plain(path) };
+        self.gate(Call::Mkdir, 0, effect, |disk, _| disk.make_directory(path), |()| 0)
+    }
+
+    fn try_lock(&mut self, file: FileId) -> io::Result<bool> {
+        self.disk.try_lock(file)
+    }
+
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
         self.disk.list(directory)
     }

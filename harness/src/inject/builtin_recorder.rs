@@ -228,6 +228,17 @@ impl Storage for Recorder<'_> {
         result
     }
 
+    fn make_directory(&mut self, path: &Path) -> io::Result<()> {
+        self.between();
+        let result = self.disk.make_directory(path);
+        self.note(Call::Mkdir, Effect::Directory { path: self.relative(path) }, result_of(&result));
+        result
+    }
+
+    fn try_lock(&mut self, file: FileId) -> io::Result<bool> {
+        self.disk.try_lock(file)
+    }
+
     fn list(&mut self, directory: &Path) -> io::Result<Vec<OsString>> {
         self.disk.list(directory)
     }

@@ -90,7 +90,10 @@ impl Armed {
         let arms = match fault {
             Fault::Kill(strike) => Arms::Strike(strike.clone(), Then::Kill, progress),
             Fault::ShortWrite(strike) => Arms::Strike(strike.clone(), Then::GoOn, progress),
-            Fault::KillAfter { .. } | Fault::PowerLoss(_) | Fault::PowerCut(_) => Arms::Idle,
+            Fault::KillAfter { .. }
+            | Fault::PowerLoss(_)
+            | Fault::PowerCut(_)
+            | Fault::AtRest(_) => Arms::Idle,
             Fault::Errno(failing) => Arms::Failing(Box::new(failing.clone()), progress),
             Fault::DiskFull(DiskFull { kill_before, .. }) => Arms::Full(*kill_before, progress),
         };

@@ -123,7 +123,8 @@ pub fn learn(
     let kind = Kind::Command(Box::new(learned));
     let (name, before, trace) = (name.to_owned(), second.before, second.trace);
     let twin = Some(first.trace);
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
+    let rest = None;
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
 }
 
 /// Finds what is wrong with the options before anything is run.

@@ -46,9 +46,9 @@ pub enum Command {
 }
 
 /// `crashtest run`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Run {
-    /// A built-in scenario, or the path of a scenario file
+    /// A built-in scenario, `all` of them, or the path of a scenario file
     #[arg(long, default_value = "sigkill", value_name = "NAME|PATH")]
     pub scenario: String,
     /// Built-in strategies to test, separated by commas, or `all` [default: the scenario's]
@@ -195,7 +195,7 @@ pub struct Timeline {
 }
 
 /// Options about the program under test.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "The program under test")]
 pub struct About {
     /// Glob of its state files, relative to the trial directory; may be given more than once
@@ -248,7 +248,7 @@ pub struct About {
 }
 
 /// Where results are kept.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Results {
     /// Where results are kept
     #[arg(long = "results", value_name = "DIR", env = "CRASHTEST_RESULTS", default_value = crate::results::DEFAULT_ROOT)]

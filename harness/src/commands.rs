@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
+use crate::all::{self, ALL};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
@@ -20,7 +21,7 @@ use crate::report::timeline;
 use crate::report::{self, table};
 use crate::request::{command, command_name, request};
 use crate::results;
-use crate::run;
+use crate::run::{self, Request};
 use crate::scenario::{EMBEDDED, Scenario};
 use std::sync::Arc;
 
@@ -63,32 +64,50 @@ fn print(text: &str) -> Result<ExitStatus> {
 
 fn run(options: &cli::Run) -> Result<ExitStatus> {
     signals::catch_interrupts().context("catch Ctrl-C")?;
-    let request = request(options)?;
-    if !options.quiet && !options.json {
-        eprintln!(
-            "crashtest {}: {}; seed {}{} of {}",
-            request.scenario.name,
-            match request.fault {
-                FaultKind::KillAfter => "SIGKILL after a random time, with no tracing",
-                _ => request.scenario.about.as_str(),
-            },
-            request.seed.0,
-            match request.trials {
-                _ if request.fault.is_power() => String::new(),
-                Some(trials) => format!(", {trials} trials of each"),
-                None => ", a sweep of each".to_owned(),
-            },
-            request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
-        );
+    let quiet = options.quiet || options.json;
+    let tell = |request: &Request| {
+        if !quiet {
+            eprintln!("{}", beginning(request));
+        }
+    };
+    let json = |json: serde_json::Result<String>| {
+        print(&format!("{}\n", json.context("write the report")?)).map(|_| ())
+    };
+    if options.scenario == ALL {
+        let all = all::run(options, &mut { tell })?;
+        match options.json {
+            true => json(serde_json::to_string_pretty(&all))?,
+            false => print(&report::all::render(&all, terminal_width())).map(|_| ())?,
+        }
+        return Ok(all.status());
     }
+    let request = request(options)?;
+    tell(&request);
     let report = run::run(&request)?;
-    if options.json {
-        let json = serde_json::to_string_pretty(&report).context("write the report")?;
-        print(&format!("{json}\n"))?;
-    } else {
-        print(&table::render(&report, terminal_width()))?;
+    match options.json {
+        true => json(serde_json::to_string_pretty(&report))?,
+        false => print(&table::render(&report, terminal_width())).map(|_| ())?,
     }
     Ok(report.status())
+}
+
+/// What is about to be run.
+fn beginning(request: &Request) -> String {
+    format!(
+        "crashtest {}: {}; seed {}{} of {}",
+        request.scenario.name,
+        match request.fault {
+            FaultKind::KillAfter => "SIGKILL after a random time, with no tracing",
+            _ => request.scenario.about.as_str(),
+        },
+        request.seed.0,
+        match request.trials {
+            _ if request.fault.is_power() || request.fault == FaultKind::AtRest => String::new(),
+            Some(trials) => format!(", {trials} trials of each"),
+            None => ", a sweep of each".to_owned(),
+        },
+        request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+    )
 }
 
 fn record(options: &cli::Record) -> Result<ExitStatus> {

@@ -24,6 +24,8 @@ const ATTEMPTS: usize = 4;
 pub struct Listed {
     /// The kills.
     pub faults: Vec<Fault>,
+    /// Whether these are all that there are.
+    pub whole: bool,
     expected: Vec<Expected>,
 }
 
@@ -35,6 +37,18 @@ type Expected = BTreeMap<PathBuf, Option<(Vec<u8>, Vec<bool>)>>;
 const SOUND_SHARE: usize = 5;
 
 impl Listed {
+    /// Faults that are given.
+    #[must_use]
+    pub fn of(faults: Vec<Fault>) -> Self {
+        Self { faults, ..Self::default() }
+    }
+
+    /// Faults that are given, and besides which there are none.
+    #[must_use]
+    pub fn of_all(faults: Vec<Fault>) -> Self {
+        Self { faults, whole: true, ..Self::default() }
+    }
+
     /// Chooses about `count` places of a recording, those that break a promise first.
     pub fn choose(
         prepared: &Prepared,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::at_rest::Harming;
 use crate::disk::images::Image;
 use crate::disk::plan::WriteBack;
 use crate::errno::{self, Errno, Way};
@@ -37,6 +38,8 @@ pub enum Fault {
     PowerLoss(PowerLoss),
     /// The power of a real file system's disk goes.
     PowerCut(PowerCut),
+    /// What was saved is damaged while nobody runs.
+    AtRest(Harming),
 }
 
 /// Of what a disk had seen, what it had when the power went.
@@ -139,6 +142,8 @@ pub enum FaultKind {
     PowerLoss,
     /// Loss of power below real file systems.
     PowerCut,
+    /// Damage between two runs.
+    AtRest,
 }
 
 /// Where a trial strikes, without how: violations of one place are kept once.
@@ -151,6 +156,8 @@ pub enum Place {
     Call(Family, u32, Option<u32>),
     /// So much was free, and the nth call after the first failure was not made.
     Free(Axis, u64, Option<u32>),
+    /// Between two runs, and what was done there.
+    Rest(Harming),
     /// Some moment.
     Moment,
 }
@@ -234,6 +241,12 @@ pub enum Struck {
         /// How many.
         ops: usize,
     },
+    /// The state, between two runs.
+    AtRest {
+        /// The newest version of which a whole copy is left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whole: Option<usize>,
+    },
     /// No call that was followed; but the subject ended otherwise than with enough space.
     Unseen,
     /// A moment, in a run that was not traced.
@@ -256,6 +269,7 @@ impl Fault {
             Self::DiskFull(_) => FaultKind::DiskFull,
             Self::PowerLoss(_) => FaultKind::PowerLoss,
             Self::PowerCut(_) => FaultKind::PowerCut,
+            Self::AtRest(_) => FaultKind::AtRest,
         }
     }
 
@@ -270,7 +284,8 @@ impl Fault {
             | Self::Errno(_)
             | Self::DiskFull(_)
             | Self::PowerLoss(_)
-            | Self::PowerCut(_) => Nature::Natural,
+            | Self::PowerCut(_)
+            | Self::AtRest(_) => Nature::Natural,
         }
     }
 
@@ -283,7 +298,8 @@ impl Fault {
             | Self::Errno(_)
             | Self::DiskFull(_)
             | Self::PowerLoss(_)
-            | Self::PowerCut(_) => None,
+            | Self::PowerCut(_)
+            | Self::AtRest(_) => None,
         }
     }
 
@@ -300,6 +316,7 @@ impl Fault {
             Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
             Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
             Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops.unwrap_or(0)), Point::Before),
+            Self::AtRest(harming) => Place::Rest(*harming),
         }
     }
 
@@ -340,7 +357,7 @@ impl FaultKind {
     #[must_use]
     pub fn is_told(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::PowerLoss | Self::PowerCut => false,
+            Self::Kill | Self::KillAfter | Self::PowerLoss | Self::PowerCut | Self::AtRest => false,
             Self::ShortWrite | Self::Errno | Self::DiskFull => true,
         }
     }
@@ -355,9 +372,12 @@ impl FaultKind {
     #[must_use]
     pub fn is_swept(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::ShortWrite | Self::PowerLoss | Self::PowerCut => {
-                false
-            }
+            Self::Kill
+            | Self::KillAfter
+            | Self::ShortWrite
+            | Self::PowerLoss
+            | Self::PowerCut
+            | Self::AtRest => false,
             Self::Errno | Self::DiskFull => true,
         }
     }
@@ -369,6 +389,7 @@ impl Place {
     pub fn coarse(self) -> Self {
         match self {
             Self::Op(op, _) => Self::Op(op, Point::Before),
+            Self::Rest(harming) => Self::Rest(harming.coarse()),
             other => other,
         }
     }
@@ -421,6 +442,7 @@ impl fmt::Display for Fault {
                 write!(f, "power loss on {} after {} ops", loss.profile, loss.ops())
             }
             Self::PowerCut(cut) => cut.fmt(f),
+            Self::AtRest(harming) => harming.fmt(f),
         }
     }
 }
@@ -483,6 +505,10 @@ impl fmt::Display for Struck {
             }
             Self::Moment { delay_us } => write!(f, "after {delay_us:?}"),
             Self::Unseen => f.write_str("no call that was seen"),
+            Self::AtRest { whole: None } => f.write_str("between two runs; no whole copy is left"),
+            Self::AtRest { whole: Some(version) } => {
+                write!(f, "between two runs; a whole copy of version {version} is left")
+            }
             Self::Power { ops } => write!(f, "the disk, when {ops} ops had been done or begun"),
         }
     }

@@ -20,7 +20,9 @@ pub mod trial;
 pub mod verdict;
 
 pub mod agenda;
+pub mod all;
 pub mod armed;
+pub mod at_rest;
 pub mod books;
 pub mod confirm;
 pub mod cutter;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::at_rest;
 use crate::describe;
 use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
@@ -12,6 +13,9 @@ use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 /// Judges one trial by the promises that the scenario asks about.
 #[must_use]
 pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>) -> Verdict {
+    if let Fault::AtRest(harming) = outcome.fault {
+        return of_promises(at_rest::judge(outcome, harming), promises);
+    }
     let nothing = says_nothing(outcome);
     // One that hangs after something had failed can still have done harm.
     let hangs = nothing == Some(Why::TimedOut) && is_told(outcome);
@@ -34,6 +38,14 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
         (true, Comparable::No) => Verdict::Inconclusive(Why::NotComparable),
         (true, Comparable::Yes) => Verdict::Pass,
     }
+}
+
+/// A verdict without what nobody has asked about.
+fn of_promises(verdict: Verdict, promises: &BTreeSet<Promise>) -> Verdict {
+    let Verdict::Violated(mut found) = verdict else { return verdict };
+    found.retain(|violation| promises.contains(&violation.kind.promise()));
+    found.sort_by_key(|violation| violation.kind.promise());
+    if found.is_empty() { Verdict::Pass } else { Verdict::Violated(found) }
 }
 
 /// The version that the subject has promised: by its acks, or by ending with status 0.
@@ -298,7 +310,9 @@ fn differs_for_certain(kind: ViolationKind, json: bool, bytes: &[u8]) -> bool {
     }
 }
 
-fn check(check: &Check) -> Option<Violation> {
+/// The violation that a check of the user's has found.
+#[must_use]
+pub fn check(check: &Check) -> Option<Violation> {
     let kind = match check.kind {
         CheckKind::Command => ViolationKind::CheckFailed,
         CheckKind::Schema => ViolationKind::SchemaBroken,

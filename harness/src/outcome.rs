@@ -112,6 +112,8 @@ pub enum CheckKind {
 pub struct Recovery {
     /// The load.
     pub load: Load,
+    /// What it loaded.
+    pub loaded: Loaded,
     /// The save after it.
     pub next_save: NextSave,
     /// Files that are still there after it and that no version has.
@@ -132,6 +134,18 @@ pub enum Load {
     Failed(String),
     /// It did not end in time.
     Hung,
+}
+
+/// What was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Loaded {
+    /// It is not known, or nothing.
+    #[default]
+    Unknown,
+    /// That version.
+    Version(usize),
+    /// Something that is no version; the text says what.
+    NoVersion(String),
 }
 
 /// What the save after the load did.

@@ -144,6 +144,12 @@ impl Planner {
         }
     }
 
+    /// Whether a list holds all faults that there are.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Listed(listed) if listed.whole)
+    }
+
     /// How many different faults there are, if they can be counted beforehand.
     #[must_use]
     pub fn population(&self) -> Option<u64> {
@@ -205,7 +211,8 @@ impl Sampler {
             | FaultKind::Errno
             | FaultKind::DiskFull
             | FaultKind::PowerLoss
-            | FaultKind::PowerCut => None,
+            | FaultKind::PowerCut
+            | FaultKind::AtRest => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crashtest_targets::Strategy;
 
+use crate::at_rest::Rest;
 use crate::baseline;
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
@@ -13,7 +14,7 @@ use crate::history::History;
 use crate::inject::builtin_recorder;
 use crate::inject::live::LiveResident;
 use crate::lab::{self, Lab};
-use crate::model::{Files, Node};
+use crate::model::{Files, Node, NotModelled};
 use crate::op::Trace;
 use crate::plan::{Granularity, Planner, Seed, Sites};
 use crate::recording::Recording;
@@ -74,8 +75,8 @@ fn recorded(
     let kind = Kind::Recorded(Recorded { state: StateFiles::Found(state.clone()), ended });
     let planner = planner(sites.clone());
     let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
-    let twin = None;
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
+    let (twin, rest) = (None, None);
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
 }
 
 /// Lets a program that is not followed serve for a moment.
@@ -96,8 +97,18 @@ fn live(
     let sites = Sites::of(&trace, Duration::ZERO);
     let kind = Kind::Live(Box::new(command.clone()));
     let planner = planner(sites.clone());
-    let (name, notes, twin) = (name.to_owned(), Vec::new(), None);
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, notes })
+    let (name, notes, twin, rest) = (name.to_owned(), Vec::new(), None, None);
+    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
+}
+
+/// What an unbroken run has left; the subject's trials are about that from now on.
+pub fn rest(prepared: &mut Prepared) -> Result<&Rest> {
+    let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
+    let mut files = prepared.before.clone();
+    for op in &prepared.trace.ops {
+        files.apply(op).map_err(unknown)?;
+    }
+    Ok(prepared.rest.insert(Rest::of(&files, &prepared.history)))
 }
 
 /// Runs a built-in strategy unbroken once more.
@@ -144,6 +155,7 @@ fn built_in(
         before,
         trace,
         twin: None,
+        rest: None,
         notes: Vec::new(),
     })
 }

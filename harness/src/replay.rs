@@ -89,7 +89,11 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         Fault::PowerCut(cut) => return power_cut(&kept, cut, &survivor, &lab, keep),
         _ => {}
     }
-    let prepared = unbroken(&kept, &lab, kind)?;
+    let mut prepared = unbroken(&kept, &lab, kind)?;
+    if kind == FaultKind::AtRest {
+        prepare::rest(&mut prepared)?;
+    }
+    let prepared = prepared;
     let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;
     let volume = match kind {

@@ -129,7 +129,15 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
         }
         // What is not looked at is not promised: without an ack no save is owed to anybody, and
         // without a command that recovers nothing is recovered.
-        if command.ack.is_none() && !scenario.fault.is_power() {
+        if scenario.fault == FaultKind::AtRest && command.recover.is_none() {
+            return Err(Error::usage("what a program makes of a damaged state is not known")
+                .help("say with --recover CMD how it loads its state; if that prints the state as JSON, it \
+                       is compared with what was saved"));
+        }
+        if command.ack.is_none()
+            && !scenario.fault.is_power()
+            && scenario.fault != FaultKind::AtRest
+        {
             promises.remove(&Promise::Durable);
         }
         if command.recover.is_none() {
@@ -150,6 +158,9 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
 fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
     let sweeps = fault.is_swept();
     let usual = match scenario.trials {
+        None if fault == FaultKind::AtRest => {
+            (!options.program.is_empty()).then_some(PROGRAM_TRIALS)
+        }
         // Killed after a random time, whatever the scenario was about.
         None if !sweeps => Some(PROGRAM_TRIALS),
         Some(trials) if !sweeps && !options.program.is_empty() => Some(trials.min(PROGRAM_TRIALS)),
@@ -351,9 +362,11 @@ fn chosen(
     own: bool,
     fault: FaultKind,
 ) -> Result<BTreeSet<Promise>> {
+    let at_rest = fault == FaultKind::AtRest;
     let known = [
-        (Promise::Atomic, true, ""),
-        (Promise::Durable, command.ack.is_some(), "--ack"),
+        (Promise::Atomic, !at_rest, "a fault that strikes while the program saves"),
+        (Promise::Durable, at_rest || command.ack.is_some(), "--ack"),
+        (Promise::Sound, at_rest, "the scenario corrupt or deleted"),
         (Promise::Checked, own, "--check, --schema or --invariant"),
         (Promise::Recoverable, command.recover.is_some(), "--recover"),
         (
@@ -361,7 +374,11 @@ fn chosen(
             fault.is_told(),
             "a fault that the program is told of: a scenario such as errno",
         ),
-        (Promise::Tidy, command.recover.is_some(), "--recover"),
+        (
+            Promise::Tidy,
+            command.recover.is_some() && !at_rest,
+            "--recover, and a fault that strikes while it saves",
+        ),
     ];
     let find = |name: &String| {
         let Some((promise, can, needs)) = known.iter().find(|(p, ..)| p.name() == name) else {
@@ -520,7 +537,7 @@ pub fn command_name(command: &Command) -> String {
 }
 
 /// A seed that is short enough to be typed.
-fn new_seed() -> Result<u64> {
+pub fn new_seed() -> Result<u64> {
     use rand::TryRng;
     rand::rngs::SysRng.try_next_u32().map(u64::from).context("draw a seed")
 }

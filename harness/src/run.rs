@@ -155,6 +155,9 @@ fn prepare_all(
             Some(confirm) => exhaust(request, lab, &mut one, confirm)?,
             None => None,
         });
+        if request.fault == FaultKind::AtRest {
+            harm(request, stream, &mut one)?;
+        }
         if !request.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
@@ -171,6 +174,22 @@ fn prepare_all(
     }
     Ok((prepared, exhausted))
 }
+
+/// Lets the subject's trials be all harms that are asked for, or as many as there shall be.
+fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
+    let most = usize::try_from(request.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
+    let seed = Seed(request.seed.0 ^ stream as u64);
+    let rest = prepare::rest(one)?;
+    let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
+    one.planner = Planner::Listed(match whole {
+        true => Listed::of_all(faults),
+        false => Listed::of(faults),
+    });
+    Ok(())
+}
+
+/// How many harms of a built-in strategy there may be before a sample must do: all of a state of 8 KiB.
+const HARMS_MAX: u64 = 80_000;
 
 /// Derives every state that a kill can leave, and makes the subject's trials those that confirm some
 /// of them. A subject that does not do the same in every run is really killed instead.
@@ -366,6 +385,7 @@ fn report(
                     }),
                     Planner::Sampled(_) | Planner::Listed(_) => None,
                 },
+                whole: prepared.planner.is_whole(),
                 population: prepared.planner.population(),
                 expectation: request.expectation(&prepared.name, None),
                 name: prepared.name,
@@ -439,6 +459,7 @@ fn power_report(
         rows.push(Row {
             planned: tally.trials(),
             population: None,
+            whole: false,
             interval: tally.interval(),
             tally,
             expectation: request.expectation(&one.name, None),

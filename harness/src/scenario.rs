@@ -6,6 +6,7 @@ use std::path::Path;
 use crashtest_targets::{STATE_BYTES_MAX, STATE_BYTES_MIN, Strategy};
 use serde::{Deserialize, Serialize};
 
+use crate::at_rest::HarmKind;
 use crate::disk::plan::Cutting;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
@@ -17,13 +18,15 @@ use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 6] = [
+pub const EMBEDDED: [(&str, &str); 8] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
     ("errno", include_str!("../../scenarios/errno.toml")),
     ("poweroff", include_str!("../../scenarios/poweroff.toml")),
     ("poweroff-disk", include_str!("../../scenarios/poweroff-disk.toml")),
+    ("corrupt", include_str!("../../scenarios/corrupt.toml")),
+    ("deleted", include_str!("../../scenarios/deleted.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -60,6 +63,9 @@ pub struct Scenario {
     /// What a power cut below real file systems looks at.
     #[serde(default)]
     pub disk: Cutting,
+    /// What happens to a state between two runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub harms: Vec<HarmKind>,
     /// The built-in strategies that run when none is named.
     pub strategies: Vec<String>,
     /// The promises that are judged.
@@ -108,6 +114,7 @@ impl Scenario {
         let is_path = name.ends_with(".toml") || Path::new(name).is_file();
         if !is_path {
             let error = Error::usage(format!("there is no scenario `{name}`"));
+            let names = names.into_iter().chain([crate::all::ALL]);
             return Err(error.help(suggest::among(name, names)));
         }
         match std::fs::read_to_string(name) {
@@ -158,7 +165,16 @@ impl Scenario {
             let key = if self.saves == 0 { "saves" } else { "trials" };
             return Err(Error::usage(format!("{}: {key} must not be 0", at(key))));
         }
-        if self.trials.is_none() && !self.fault.is_swept() && !self.fault.is_power() {
+        let at_rest = self.fault == FaultKind::AtRest;
+        if at_rest == self.harms.is_empty() {
+            let key = if at_rest { "fault" } else { "harms" };
+            return Err(Error::usage(format!(
+                "{}: `harms` and the fault at-rest go together",
+                at(key)
+            ))
+            .help("harms = [\"cut\", \"flip\", ...] says what happens between two runs"));
+        }
+        if self.trials.is_none() && !self.fault.is_swept() && !self.fault.is_power() && !at_rest {
             return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
                 .help("say how many trials of each subject there shall be"));
         }
@@ -178,16 +194,22 @@ impl Scenario {
     fn check_promises(&self, place: &str) -> Result<()> {
         // Whoever is killed is told of nothing, and can't keep it to himself.
         let killed = !self.fault.is_told();
+        let at_rest = self.fault == FaultKind::AtRest;
         let unjudged = |promise: Promise| match promise {
             Promise::Honest => killed,
             Promise::Checked => true,
-            _ => false,
+            // It is the harness that breaks the bytes.
+            Promise::Atomic | Promise::Tidy => at_rest,
+            Promise::Sound => !at_rest,
+            Promise::Durable | Promise::Recoverable => false,
         };
         match self.promises.iter().find(|promise| unjudged(**promise)) {
             None => Ok(()),
             Some(promise) => {
                 let what = format!("{place}: `{}` is not judged by this fault", promise.name());
-                Err(Error::usage(what).help(if killed {
+                Err(Error::usage(what).help(if at_rest {
+                    "judge durable, sound or recoverable"
+                } else if killed {
                     "judge atomic, durable, recoverable or tidy"
                 } else {
                     "judge atomic, durable, recoverable, honest or tidy"

@@ -7,10 +7,11 @@ use std::time::Duration;
 use crashtest_targets::{BotState, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
+use crate::at_rest::Rest;
 use crate::history::History;
 use crate::model::Files;
 use crate::op::Trace;
-use crate::outcome::{Content, Survivor};
+use crate::outcome::{Content, Loaded, Survivor};
 use crate::plan::{Planner, Sites};
 use crate::state_files::{KnownNames, StateFiles};
 
@@ -161,6 +162,25 @@ impl BuiltIn {
         &self.versions[1..self.versions.len() - 1]
     }
 
+    /// Which version a state is that was loaded.
+    #[must_use]
+    pub fn loaded(&self, state: &BotState) -> Loaded {
+        let json = state.to_json();
+        let number = usize::try_from(state.version).ok();
+        match number.and_then(|number| Some((number, self.versions.get(number)?))) {
+            Some((number, version)) if version.json == json => Loaded::Version(number),
+            Some((number, version)) => {
+                let same = version.json.iter().zip(&json).take_while(|(a, b)| a == b).count();
+                let from = same.saturating_sub(16);
+                let text = String::from_utf8_lossy(&json[from..(same + 16).min(json.len())]);
+                Loaded::NoVersion(format!(
+                    "it is not version {number}, at byte {same}: ...{text}..."
+                ))
+            }
+            None => Loaded::NoVersion(format!("it says that it is version {}", state.version)),
+        }
+    }
+
     /// The state that is saved after the recovery.
     #[must_use]
     pub fn next(&self) -> &Version {
@@ -284,6 +304,8 @@ pub struct Prepared {
     pub trace: Trace,
     /// What it did in another one.
     pub twin: Option<Trace>,
+    /// What it leaves, if that is harmed.
+    pub rest: Option<Rest>,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

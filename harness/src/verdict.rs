@@ -10,6 +10,8 @@ pub enum Promise {
     Atomic,
     /// The state is not older than the last acknowledged version.
     Durable,
+    /// What the program loads is a state that was saved.
+    Sound,
     /// The user's own checks hold.
     Checked,
     /// The program loads what is left and can save again.
@@ -22,8 +24,15 @@ pub enum Promise {
 
 impl Promise {
     /// All promises, the most fundamental first.
-    pub const ALL: [Self; 6] =
-        [Self::Atomic, Self::Durable, Self::Checked, Self::Recoverable, Self::Honest, Self::Tidy];
+    pub const ALL: [Self; 7] = [
+        Self::Atomic,
+        Self::Durable,
+        Self::Sound,
+        Self::Checked,
+        Self::Recoverable,
+        Self::Honest,
+        Self::Tidy,
+    ];
 
     /// The name in scenario files.
     #[must_use]
@@ -31,6 +40,7 @@ impl Promise {
         match self {
             Self::Atomic => "atomic",
             Self::Durable => "durable",
+            Self::Sound => "sound",
             Self::Checked => "checked",
             Self::Recoverable => "recoverable",
             Self::Honest => "honest",
@@ -59,6 +69,8 @@ pub enum ViolationKind {
     Unsynced,
     /// Older than what was acknowledged.
     LostAck,
+    /// The program took damage for its state.
+    SilentDamage,
     /// `--check` failed.
     CheckFailed,
     /// `--schema` does not hold.
@@ -92,6 +104,7 @@ impl ViolationKind {
             | Self::Alien
             | Self::Unsynced => Promise::Atomic,
             Self::LostAck => Promise::Durable,
+            Self::SilentDamage => Promise::Sound,
             Self::CheckFailed | Self::SchemaBroken | Self::InvariantBroken => Promise::Checked,
             Self::RecoveryFailed | Self::RecoveryHung | Self::Reset | Self::CannotSaveAgain => {
                 Promise::Recoverable
@@ -113,6 +126,7 @@ impl ViolationKind {
             Self::Alien => "alien",
             Self::Unsynced => "not on disk",
             Self::LostAck => "lost ack",
+            Self::SilentDamage => "damage taken",
             Self::CheckFailed => "check failed",
             Self::SchemaBroken => "schema broken",
             Self::InvariantBroken => "invariant broken",

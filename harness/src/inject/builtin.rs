@@ -16,7 +16,7 @@ use crate::error::{Context, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
-use crate::outcome::{Check, Content, Load, NextSave, Outcome, Recovery, Step, Survivor};
+use crate::outcome::{Check, Content, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor};
 use crate::plan::Sites;
 use crate::subject::BuiltIn;
 use crate::volume::{Filled, Volume};
@@ -122,9 +122,11 @@ impl<'a> BuiltInInjector<'a> {
                 point: strike.point,
             },
             Fault::KillAfter { delay_us } => Struck::Moment { delay_us: *delay_us },
-            Fault::Errno(_) | Fault::DiskFull(_) | Fault::PowerLoss(_) | Fault::PowerCut(_) => {
-                Struck::Unseen
-            }
+            Fault::Errno(_)
+            | Fault::DiskFull(_)
+            | Fault::PowerLoss(_)
+            | Fault::PowerCut(_)
+            | Fault::AtRest(_) => Struck::Unseen,
         }
     }
 }
@@ -243,7 +245,7 @@ impl Slot {
         let known = subject.strategy.companions();
         let leftover = |name: &&OsString| known.iter().all(|known| *name != known);
         let leftovers = self.others.iter().filter(leftover).map(PathBuf::from).collect();
-        Ok(Recovery { load, next_save, leftovers })
+        Ok(Recovery { load, loaded: Loaded::Unknown, next_save, leftovers })
     }
 
     fn load_and_save(&self, subject: &BuiltIn) -> (Load, NextSave) {

@@ -151,6 +151,9 @@ pub struct Shell {
     sandbox: Option<Sandbox>,
 }
 
+/// How much of what a load prints is looked at: as much as a state may have.
+const PRINTED_BYTES_MAX: u64 = 256 << 20;
+
 /// How often it is looked at whether the server beside it has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long it may go on when that has ended.
@@ -206,10 +209,33 @@ impl Shell {
         Ok(self.run_with(None, timeout)?.0)
     }
 
+    /// Runs it; returns besides what it has printed to stdout.
+    pub fn run_and_hear(&self, timeout: Duration) -> Result<(Said, Vec<u8>)> {
+        use std::io::{Read, Seek};
+        let mut printed = tempfile::tempfile().context("make a temporary file")?;
+        let said = self.run_to(Some(&printed), None, timeout)?.0;
+        let mut bytes = Vec::new();
+        printed
+            .rewind()
+            .and_then(|()| printed.take(PRINTED_BYTES_MAX).read_to_end(&mut bytes))
+            .context("read what it has printed")?;
+        Ok((said, bytes))
+    }
+
     /// Runs it while a server runs, which is a child of this process, and ends that then. Returns how the
     /// server ended, if it was by itself: with another status than 0, nobody goes on asking it.
     pub fn run_with(
         &self,
+        server: Option<Pid>,
+        timeout: Duration,
+    ) -> Result<(Said, Option<Ended>)> {
+        self.run_to(None, server, timeout)
+    }
+
+    /// The same, with a file for its stdout.
+    fn run_to(
+        &self,
+        stdout: Option<&std::fs::File>,
         server: Option<Pid>,
         timeout: Duration,
     ) -> Result<(Said, Option<Ended>)> {
@@ -223,7 +249,7 @@ impl Shell {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.root)
             .stdin(std::process::Stdio::null())
-            .stdout(to_file(&said)?)
+            .stdout(to_file(stdout.unwrap_or(&said))?)
             .stderr(to_file(&said)?)
             .process_group(0);
         if let Some(sandbox) = &self.sandbox {

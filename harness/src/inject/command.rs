@@ -1,6 +1,8 @@
 //! Any program: run under the tracer, and killed where the trial says.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,7 +22,9 @@ use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
 use crate::oracle;
 use crate::os::process::Ended;
-use crate::outcome::{Check, CheckKind, Exit, Load, NextSave, Outcome, Recovery, Step, Survivor};
+use crate::outcome::{
+    Check, CheckKind, Exit, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
+};
 use crate::subject::{Command, Learned, Prepared};
 use crate::volume::{Filled, Volume};
 
@@ -174,7 +178,18 @@ impl<'a> CommandInjector<'a> {
             Said::No(why) => Load::Failed(format!("--recover: {why}")),
             Said::Hung => Load::Hung,
         };
-        let next_save = match self.runner.plain(None, self.learned.timeout)? {
+        let next_save = self.saves_again()?;
+        let after = self.runner.survivor(&self.learned.state)?;
+        let leftovers =
+            after.others.into_iter().filter(|path| !self.learned.known.contains(path)).collect();
+        Ok(Recovery { load, loaded: Loaded::Unknown, next_save, leftovers })
+    }
+}
+
+impl CommandInjector<'_> {
+    /// Runs the program once more.
+    fn saves_again(&mut self) -> Result<NextSave> {
+        Ok(match self.runner.plain(None, self.learned.timeout)? {
             Plain::Ended(Ended::Status(0)) => NextSave::Saved,
             Plain::Ended(ended) => NextSave::Failed(format!(
                 "the program run again ended with {ended:?}: {}",
@@ -184,11 +199,44 @@ impl<'a> CommandInjector<'a> {
             Plain::TimedOut | Plain::Killed => {
                 NextSave::Failed("the program run again did not end in time".to_owned())
             }
+        })
+    }
+
+    /// Makes the trial directory what was harmed, has it loaded, and checks what then is there; `version`
+    /// says which version it is that the load has printed. If `thorough`, the program runs once more.
+    pub fn load_at_rest(
+        &mut self,
+        left: &Left,
+        unreadable: &[PathBuf],
+        thorough: bool,
+        version: &dyn Fn(&[u8]) -> Loaded,
+    ) -> Result<(Vec<Check>, Recovery)> {
+        self.fill(left)?;
+        for path in unreadable {
+            let path = self.runner.scope.root.join(path);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o000))
+                .context(format_args!("change the mode of {}", path.display()))?;
+        }
+        self.runner.keep()?;
+        let mut recovery = Recovery::default();
+        let Some(recover) = self.recover.as_ref() else { return Ok((Vec::new(), recovery)) };
+        let (said, printed) = recover.run_and_hear(self.learned.timeout)?;
+        recovery.load = match said {
+            Said::Yes if self.lost_all(&left.survivor)? => Load::Default,
+            Said::Yes => Load::Loaded,
+            Said::No(why) => Load::Failed(format!("--recover: {why}")),
+            Said::Hung => Load::Hung,
         };
-        let after = self.runner.survivor(&self.learned.state)?;
-        let leftovers =
-            after.others.into_iter().filter(|path| !self.learned.known.contains(path)).collect();
-        Ok(Recovery { load, next_save, leftovers })
+        if recovery.load != Load::Loaded {
+            return Ok((Vec::new(), recovery));
+        }
+        recovery.loaded = version(&printed);
+        let survivor = self.runner.survivor(&self.learned.state)?;
+        let checks = self.check(&survivor, left.acks)?;
+        if thorough {
+            recovery.next_save = self.saves_again()?;
+        }
+        Ok((checks, recovery))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::subject::{Kind, Prepared};
 use crate::volume::Volume;
 
 pub mod armed_storage;
+pub mod at_rest;
 pub mod builtin;
 pub mod builtin_recorder;
 pub mod checks;
@@ -99,6 +100,9 @@ pub fn for_subject<'a>(
     room: &Path,
     volume: Option<Rc<Volume>>,
 ) -> Result<Box<dyn Injector + 'a>> {
+    if prepared.rest.is_some() {
+        return Ok(Box::new(at_rest::AtRest::new(prepared, room)?));
+    }
     match &prepared.kind {
         Kind::BuiltIn(subject) => {
             Ok(Box::new(builtin::BuiltInInjector::new(subject, &prepared.sites, room, volume)?))

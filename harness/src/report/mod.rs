@@ -12,6 +12,7 @@ use crate::scenario::{Expectation, Surprise};
 use crate::tally::{Interval, Tally};
 use crate::verdict::{Promise, ViolationKind};
 
+pub mod all;
 pub mod power;
 pub mod replay;
 pub mod table;
@@ -62,6 +63,9 @@ pub struct Row {
     pub planned: u64,
     /// How many different faults there are.
     pub population: Option<u64>,
+    /// Whether nothing was drawn: these are all that there are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
     /// The verdicts.
     pub tally: Tally,
     /// The 95 % interval of the pass rate.

@@ -201,7 +201,7 @@ fn swept(report: &Report, row: &Row) -> Vec<String> {
     ]
 }
 
-fn percent(rate: f64) -> String {
+pub(super) fn percent(rate: f64) -> String {
     // 99.97 % must not look like 100 %, nor 0.02 % like none.
     let percent = rate * 100.0;
     if (99.9..100.0).contains(&percent) || (percent > 0.0 && percent < 0.1) {
@@ -216,7 +216,7 @@ fn interval(row: &Row) -> String {
     if tally.judged() == 0 {
         return "-".to_owned();
     }
-    if row.derived.is_some() {
+    if row.derived.is_some() || row.whole {
         return "all there are".to_owned();
     }
     let bounds = format!("{:.1} - {:.1} %", interval.low * 100.0, interval.high * 100.0);

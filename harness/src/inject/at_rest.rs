@@ -1,0 +1,322 @@
+//! Trials of damage at rest: harm what an unbroken run has left, and have the subject load it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use crashtest_targets::{Disk, Origin, read_file};
+
+use super::command::CommandInjector;
+use super::{Injector, Left, Recovered};
+use crate::at_rest::{Harmed, Rest};
+use crate::error::{Context, Error, Result};
+use crate::fault::{Fault, Injection, Struck};
+use crate::lab;
+use crate::outcome::{
+    Check, Content, Exit, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
+};
+use crate::power::survivor::Node;
+use crate::subject::{BuiltIn, Kind, Prepared};
+
+/// Has a subject load what was harmed.
+pub struct AtRest<'a> {
+    rest: &'a Rest,
+    loads: Box<dyn Loads + 'a>,
+    keep: Option<PathBuf>,
+}
+
+/// How a subject loads.
+trait Loads {
+    /// Makes the directory what it is after that harm, keeps a copy in `keep`, and loads what is there;
+    /// if `thorough`, saves once more.
+    fn load(
+        &mut self,
+        harmed: &Harmed,
+        thorough: bool,
+        keep: Option<&Path>,
+    ) -> Result<(Vec<Check>, Recovery)>;
+}
+
+impl<'a> AtRest<'a> {
+    /// An injector that works in `room`.
+    pub fn new(prepared: &'a Prepared, room: &Path) -> Result<Self> {
+        let Some(rest) = &prepared.rest else {
+            return Err(Error::internal("nothing lies at rest"));
+        };
+        let loads: Box<dyn Loads + 'a> = match &prepared.kind {
+            Kind::BuiltIn(subject) => {
+                let directory = room.join("rest");
+                Box::new(OfBuiltIn { subject, rest, directory, changed: None })
+            }
+            Kind::Command(learned) => {
+                let injector = CommandInjector::new(learned, prepared, room, None)?;
+                Box::new(OfCommand { injector, rest, prepared })
+            }
+            Kind::Recorded(_) | Kind::Live(_) => {
+                return Err(Error::usage("what lies at rest must be loaded by a program")
+                    .help("give a strategy, or a program that ends by itself"));
+            }
+        };
+        Ok(Self { rest, loads, keep: None })
+    }
+
+    fn one(&mut self, fault: &Fault) -> Result<Outcome> {
+        let Fault::AtRest(harming) = fault else {
+            return Err(Error::internal("only what lies at rest is harmed here"));
+        };
+        let harmed = self.rest.harmed(*harming);
+        let mut outcome = Outcome {
+            fault: fault.clone(),
+            injection: Injection::At(Struck::AtRest { whole: harmed.whole }),
+            exit: Exit::Killed,
+            acks: 0,
+            said: Vec::new(),
+            steps: Vec::new(),
+            unsynced: BTreeMap::new(),
+            survivor: survivor(self.rest, &harmed),
+            checks: Vec::new(),
+            recovery: Recovery::default(),
+        };
+        // Root may read everything.
+        if !harmed.unreadable.is_empty() && nix::unistd::geteuid().is_root() {
+            outcome.injection = Injection::NotReached;
+            return Ok(outcome);
+        }
+        let keep = self.keep.take();
+        (outcome.checks, outcome.recovery) =
+            self.loads.load(&harmed, harming.is_thorough() || keep.is_some(), keep.as_deref())?;
+        Ok(outcome)
+    }
+}
+
+impl Injector for AtRest<'_> {
+    fn together(&self) -> usize {
+        64
+    }
+
+    fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
+        faults.iter().map(|fault| self.one(fault)).collect()
+    }
+
+    fn confront(&mut self, _: &Left) -> Result<(Vec<Check>, Recovery)> {
+        Err(Error::internal("what lies at rest is harmed, not shown"))
+    }
+
+    fn recover(&mut self, _: &Left) -> Result<Option<Recovered>> {
+        Err(Error::internal("what lies at rest is harmed, not recovered"))
+    }
+
+    fn explain(&mut self, _: &Fault) -> Result<Vec<Step>> {
+        Ok(Vec::new())
+    }
+
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.keep = Some(directory);
+    }
+}
+
+/// The state files after a harm.
+fn survivor(rest: &Rest, harmed: &Harmed) -> Survivor {
+    let mut survivor = Survivor::default();
+    for path in &rest.files {
+        let node = match harmed.changed.get(path) {
+            Some(node) => node.as_ref(),
+            None => rest.directory.get(path),
+        };
+        let content = match node {
+            None => continue,
+            Some(Node::File(bytes)) => Content::Bytes(bytes.clone()),
+            Some(Node::Directory) => Content::Other("a directory".to_owned()),
+            Some(Node::Symlink(_)) => Content::Other("a symbolic link".to_owned()),
+        };
+        survivor.files.insert(path.clone(), content);
+    }
+    survivor
+}
+
+/// Loads of a built-in strategy.
+struct OfBuiltIn<'a> {
+    subject: &'a BuiltIn,
+    rest: &'a Rest,
+    directory: PathBuf,
+    /// What of the directory is not as it was left; `None` if it must be made anew.
+    changed: Option<Vec<PathBuf>>,
+}
+
+impl OfBuiltIn<'_> {
+    fn make(&mut self, harmed: &Harmed) -> io::Result<()> {
+        match self.changed.take() {
+            None => {
+                lab::remove_tree(&self.directory)?;
+                fs::create_dir_all(&self.directory)?;
+                self.left(BTreeMap::new()).unfold(&self.directory)?;
+            }
+            Some(changed) => {
+                for path in changed.iter().filter(|path| !harmed.changed.contains_key(*path)) {
+                    put(&self.directory.join(path), self.rest.directory.get(path))?;
+                }
+            }
+        }
+        for (path, node) in &harmed.changed {
+            put(&self.directory.join(path), node.as_ref())?;
+        }
+        for path in &harmed.unreadable {
+            fs::set_permissions(self.directory.join(path), fs::Permissions::from_mode(0o000))?;
+        }
+        self.changed = Some(harmed.changed.keys().cloned().collect());
+        Ok(())
+    }
+
+    fn left(&self, changed: BTreeMap<PathBuf, Option<Node>>) -> Left {
+        left(self.rest, &changed)
+    }
+
+    fn loaded(&self) -> (Load, Loaded) {
+        match self.subject.strategy.load(&self.directory) {
+            Ok(loaded) if loaded.origin == Origin::Default => (Load::Default, Loaded::Unknown),
+            Ok(loaded) => (Load::Loaded, self.subject.loaded(&loaded.state)),
+            Err(error) => (Load::Failed(error.to_string()), Loaded::Unknown),
+        }
+    }
+
+    fn saved_again(&self) -> NextSave {
+        let (strategy, next) = (self.subject.strategy, self.subject.next());
+        let mut disk = Disk::default();
+        let saved = strategy
+            .start(&mut disk, &self.directory)
+            .and_then(|()| strategy.save(&mut disk, &self.directory, next, &mut |_| {}));
+        let file = self.directory.join(strategy.state_file());
+        match (saved, read_file(&file, next.json.len())) {
+            (Ok(()), Ok(bytes)) if strategy.holds(&bytes, next) => NextSave::Saved,
+            (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
+            (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),
+            (Err(error), _) => NextSave::Failed(format!("the next save failed: {error}")),
+        }
+    }
+}
+
+impl Loads for OfBuiltIn<'_> {
+    fn load(
+        &mut self,
+        harmed: &Harmed,
+        thorough: bool,
+        keep: Option<&Path>,
+    ) -> Result<(Vec<Check>, Recovery)> {
+        self.make(harmed).context(format_args!("harm {}", self.directory.display()))?;
+        if let Some(keep) = keep {
+            lab::copy_tree(&self.directory, keep)
+                .context(format_args!("keep a copy in {}", keep.display()))?;
+        }
+        let panicked = |_| (Load::Failed("the load panicked".to_owned()), Loaded::Unknown);
+        let (load, loaded) =
+            catch_unwind(AssertUnwindSafe(|| self.loaded())).unwrap_or_else(panicked);
+        let mut next_save = NextSave::NotTried;
+        if thorough {
+            next_save = self.saved_again();
+            self.changed = None;
+        }
+        Ok((Vec::new(), Recovery { load, loaded, next_save, leftovers: Vec::new() }))
+    }
+}
+
+/// Makes a path what it is to be, whatever it is.
+fn put(path: &Path, node: Option<&Node>) -> io::Result<()> {
+    let there = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other?),
+    };
+    let in_place =
+        |there: &fs::Metadata| there.is_file() && there.permissions().mode() & 0o200 != 0;
+    if let Some(there) =
+        there.filter(|there| !in_place(there) || !matches!(node, Some(Node::File(_))))
+    {
+        if there.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    }
+    match node {
+        None => Ok(()),
+        Some(Node::File(bytes)) => fs::write(path, bytes),
+        Some(Node::Directory) => fs::create_dir(path),
+        Some(Node::Symlink(target)) => std::os::unix::fs::symlink(target, path),
+    }
+}
+
+/// What lies there after a harm.
+fn left(rest: &Rest, changed: &BTreeMap<PathBuf, Option<Node>>) -> Left {
+    let mut directory = rest.directory.clone();
+    for (path, node) in changed {
+        match node {
+            Some(node) => directory.insert(path.clone(), node.clone()),
+            None => directory.remove(path),
+        };
+    }
+    Left { directory, survivor: Survivor::default(), acks: 0 }
+}
+
+/// Loads of a program, by the user's command.
+struct OfCommand<'a> {
+    injector: CommandInjector<'a>,
+    rest: &'a Rest,
+    prepared: &'a Prepared,
+}
+
+impl Loads for OfCommand<'_> {
+    fn load(
+        &mut self,
+        harmed: &Harmed,
+        thorough: bool,
+        keep: Option<&Path>,
+    ) -> Result<(Vec<Check>, Recovery)> {
+        let left =
+            Left { survivor: survivor(self.rest, harmed), ..left(self.rest, &harmed.changed) };
+        if let Some(keep) = keep {
+            self.injector.keep_in(keep.to_owned());
+        }
+        let versions = &self.prepared.history.versions;
+        self.injector
+            .load_at_rest(&left, &harmed.unreadable, thorough, &|said| said_version(said, versions))
+    }
+}
+
+/// Which version it is that a load has printed as JSON: a state file, or a member of one.
+fn said_version(said: &[u8], versions: &[crate::history::States]) -> Loaded {
+    let Ok(said) = serde_json::from_slice::<serde_json::Value>(said) else {
+        return Loaded::Unknown;
+    };
+    let is = |bytes: &[u8]| match serde_json::from_slice::<serde_json::Value>(bytes) {
+        Ok(serde_json::Value::Object(members)) => {
+            members.values().any(|member| *member == said)
+                || said.as_object().is_some_and(|said| *said == members)
+        }
+        Ok(other) => other == said,
+        Err(_) => false,
+    };
+    let version = versions.iter().rposition(|version| version.values().any(|one| is(&one.bytes)));
+    match version {
+        Some(version) => Loaded::Version(version),
+        None => Loaded::NoVersion("what --recover prints is no version".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::history::Reference;
+
+    #[test]
+    fn what_a_load_prints_is_found_among_the_versions_or_their_members() {
+        let version = |text: &str| {
+            let bytes = text.as_bytes().to_vec();
+            BTreeMap::from([(PathBuf::from("s"), Arc::new(Reference { bytes, template: None }))])
+        };
+        let versions = [version(r#"{"a":1}"#), version(r#"{"crc":7,"state":{"a":2}}"#)];
+        assert_eq!(said_version(br#" {"a": 1}"#, &versions), Loaded::Version(0));
+        assert_eq!(said_version(br#"{"a":2}"#, &versions), Loaded::Version(1));
+        assert!(matches!(said_version(br#"{"a":3}"#, &versions), Loaded::NoVersion(_)));
+        assert_eq!(said_version(b"loaded", &versions), Loaded::Unknown);
+    }
+}

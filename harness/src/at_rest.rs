@@ -261,6 +261,9 @@ impl Rest {
         let with = |how| copies.iter().map(move |copies| Harming { how, copies: *copies });
         let mut harms: Vec<Harming> = few.into_iter().flat_map(with).collect();
         let share = most.saturating_sub(harms.len()) / many.len().max(1);
+        // Of what happens to copies too, some.
+        let of_copies = COPIES_HARMED.min(share / 4);
+        let share = share - of_copies * (copies.len() - 1);
         for (count, flips) in many {
             let harm = |n: usize| match flips {
                 true => Harm::Flip(n as u64 / 8, u8::try_from(n % 8).unwrap_or(0)),
@@ -270,8 +273,7 @@ impl Rest {
             let mut chosen = index::sample(&mut random, count, count.min(share)).into_vec();
             chosen.sort_unstable();
             harms.extend(chosen.iter().map(|n| Harming { how: harm(*n), copies: Copies::Spared }));
-            // Of what happens to copies too, some.
-            let some = index::sample(&mut random, count, count.min(COPIES_HARMED)).into_vec();
+            let some = index::sample(&mut random, count, count.min(of_copies)).into_vec();
             let also = copies.iter().filter(|copies| !copies.are_spared());
             let both = also.flat_map(|copies| some.iter().map(move |n| (*copies, *n)));
             harms.extend(both.map(|(copies, n)| Harming { how: harm(n), copies }));
@@ -350,7 +352,7 @@ impl Rest {
     }
 }
 
-/// Of how many cuts, and of how many flips, the copies are harmed too.
+/// Of how many cuts, and of how many flips, the copies are harmed too, at most.
 const COPIES_HARMED: usize = 64;
 
 /// What a load of a harmed directory is worth; the promises that are not asked about are for the caller

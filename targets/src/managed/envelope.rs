@@ -83,14 +83,15 @@ pub fn time(at: DateTime<Utc>) -> String {
 /// Puts a state, which is JSON in one line, into its envelope.
 #[must_use]
 pub fn seal(sequence: u64, saved_at: DateTime<Utc>, state: &[u8]) -> Vec<u8> {
-    let mut bytes = format!(
+    let head = format!(
         "{{\"format\":\"{FORMAT}\",\"schema\":{SCHEMA},\"sequence\":{sequence},\"saved_at\":\"{}\",\"state\":",
         time(saved_at)
-    )
-    .into_bytes();
-    bytes.extend(state);
+    );
+    let mut bytes = Vec::with_capacity(head.len() + state.len() + CHECKSUM.len() + 8 + END.len());
+    bytes.extend_from_slice(head.as_bytes());
+    bytes.extend_from_slice(state);
     let checksum = crc32fast::hash(&bytes);
-    bytes.extend(format!("{CHECKSUM}{checksum:08x}{END}").bytes());
+    bytes.extend_from_slice(format!("{CHECKSUM}{checksum:08x}{END}").as_bytes());
     bytes
 }
 

@@ -225,16 +225,13 @@ impl State {
         if peak < balance {
             found.push(Complaint::PeakBelowBalance { peak, balance });
         }
-        let mut ids = BTreeSet::new();
-        for order in &self.orders {
-            if !ids.insert(&order.id) {
-                found.push(Complaint::DoubleOrder(order.id.clone()));
-            }
-            if order.quantity <= 0 {
-                found.push(Complaint::QuantityOf(order.id.clone()));
-            }
-        }
-        let orphan = |position: &&Position| !ids.contains(&position.order);
+        let mut ids: Vec<&str> = self.orders.iter().map(|order| order.id.as_str()).collect();
+        ids.sort_unstable();
+        let double = ids.windows(2).filter(|pair| pair[0] == pair[1]);
+        found.extend(double.map(|pair| Complaint::DoubleOrder(pair[0].to_owned())));
+        let about_nothing = self.orders.iter().filter(|order| order.quantity <= 0);
+        found.extend(about_nothing.map(|order| Complaint::QuantityOf(order.id.clone())));
+        let orphan = |position: &&Position| ids.binary_search(&position.order.as_str()).is_err();
         let orphans = self.positions.iter().filter(orphan);
         found.extend(orphans.map(|p| Complaint::PositionWithoutOrder(p.symbol.clone())));
         found

@@ -42,7 +42,8 @@ fn saves(c: &mut Criterion) {
                 (number, state.current_balance) = (number + 1, 90_000 + number as i64 % 1000);
                 let version = Version { number, json: serde_json::to_vec(&state).unwrap() };
                 let mut disk = Disk::default();
-                let save = Strategy::Durable.save(&mut disk, directory.path(), &version, &mut |_| {});
+                let save =
+                    Strategy::Durable.save(&mut disk, directory.path(), &version, &mut |_| {});
                 save.unwrap();
             });
         });

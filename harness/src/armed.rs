@@ -93,7 +93,8 @@ impl Armed {
             Fault::KillAfter { .. }
             | Fault::PowerLoss(_)
             | Fault::PowerCut(_)
-            | Fault::AtRest(_) => Arms::Idle,
+            | Fault::AtRest(_)
+            | Fault::Concurrent(_) => Arms::Idle,
             Fault::Errno(failing) => Arms::Failing(Box::new(failing.clone()), progress),
             Fault::DiskFull(DiskFull { kill_before, .. }) => Arms::Full(*kill_before, progress),
         };

@@ -124,7 +124,19 @@ pub fn learn(
     let (name, before, trace) = (name.to_owned(), second.before, second.trace);
     let twin = Some(first.trace);
     let rest = None;
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
+    Ok(Prepared {
+        name,
+        kind,
+        sites,
+        history,
+        planner,
+        before,
+        trace,
+        twin,
+        rest,
+        meets: false,
+        notes,
+    })
 }
 
 /// Finds what is wrong with the options before anything is run.

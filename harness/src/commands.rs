@@ -102,9 +102,10 @@ fn beginning(request: &Request) -> String {
         },
         request.seed.0,
         match request.trials {
-            _ if request.fault.is_power() || request.fault == FaultKind::AtRest => String::new(),
+            _ if request.fault.is_power() => String::new(),
             Some(trials) => format!(", {trials} trials of each"),
-            None => ", a sweep of each".to_owned(),
+            None if request.fault.is_swept() => ", a sweep of each".to_owned(),
+            None => String::new(),
         },
         request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     )

@@ -11,6 +11,7 @@ use crate::disk::images::Image;
 use crate::disk::plan::WriteBack;
 use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
+use crate::meeting::{Meeting, Second as SecondProcess};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
 use crate::plan::PAGE_BYTES;
 use crate::power::Time;
@@ -40,6 +41,8 @@ pub enum Fault {
     PowerCut(PowerCut),
     /// What was saved is damaged while nobody runs.
     AtRest(Harming),
+    /// Another process saves while it does.
+    Concurrent(Meeting),
 }
 
 /// Of what a disk had seen, what it had when the power went.
@@ -144,6 +147,8 @@ pub enum FaultKind {
     PowerCut,
     /// Damage between two runs.
     AtRest,
+    /// Two processes at once.
+    Concurrent,
 }
 
 /// Where a trial strikes, without how: violations of one place are kept once.
@@ -158,6 +163,8 @@ pub enum Place {
     Free(Axis, u64, Option<u32>),
     /// Between two runs, and what was done there.
     Rest(Harming),
+    /// Where two processes met.
+    Meeting(Meeting),
     /// Some moment.
     Moment,
 }
@@ -247,6 +254,11 @@ pub enum Struck {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         whole: Option<usize>,
     },
+    /// Another process.
+    Met {
+        /// What that has done.
+        second: SecondProcess,
+    },
     /// No call that was followed; but the subject ended otherwise than with enough space.
     Unseen,
     /// A moment, in a run that was not traced.
@@ -270,6 +282,7 @@ impl Fault {
             Self::PowerLoss(_) => FaultKind::PowerLoss,
             Self::PowerCut(_) => FaultKind::PowerCut,
             Self::AtRest(_) => FaultKind::AtRest,
+            Self::Concurrent(_) => FaultKind::Concurrent,
         }
     }
 
@@ -285,7 +298,8 @@ impl Fault {
             | Self::DiskFull(_)
             | Self::PowerLoss(_)
             | Self::PowerCut(_)
-            | Self::AtRest(_) => Nature::Natural,
+            | Self::AtRest(_)
+            | Self::Concurrent(_) => Nature::Natural,
         }
     }
 
@@ -299,7 +313,8 @@ impl Fault {
             | Self::DiskFull(_)
             | Self::PowerLoss(_)
             | Self::PowerCut(_)
-            | Self::AtRest(_) => None,
+            | Self::AtRest(_)
+            | Self::Concurrent(_) => None,
         }
     }
 
@@ -317,6 +332,7 @@ impl Fault {
             Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
             Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops.unwrap_or(0)), Point::Before),
             Self::AtRest(harming) => Place::Rest(*harming),
+            Self::Concurrent(meeting) => Place::Meeting(*meeting),
         }
     }
 
@@ -357,7 +373,12 @@ impl FaultKind {
     #[must_use]
     pub fn is_told(self) -> bool {
         match self {
-            Self::Kill | Self::KillAfter | Self::PowerLoss | Self::PowerCut | Self::AtRest => false,
+            Self::Kill
+            | Self::KillAfter
+            | Self::PowerLoss
+            | Self::PowerCut
+            | Self::AtRest
+            | Self::Concurrent => false,
             Self::ShortWrite | Self::Errno | Self::DiskFull => true,
         }
     }
@@ -366,6 +387,12 @@ impl FaultKind {
     #[must_use]
     pub fn is_power(self) -> bool {
         matches!(self, Self::PowerLoss | Self::PowerCut)
+    }
+
+    /// Whether places are drawn, so that somebody must say how many.
+    #[must_use]
+    pub fn is_drawn(self) -> bool {
+        matches!(self, Self::Kill | Self::KillAfter | Self::ShortWrite)
     }
 
     /// Whether all places are struck, and none is drawn.
@@ -377,7 +404,8 @@ impl FaultKind {
             | Self::ShortWrite
             | Self::PowerLoss
             | Self::PowerCut
-            | Self::AtRest => false,
+            | Self::AtRest
+            | Self::Concurrent => false,
             Self::Errno | Self::DiskFull => true,
         }
     }
@@ -443,6 +471,7 @@ impl fmt::Display for Fault {
             }
             Self::PowerCut(cut) => cut.fmt(f),
             Self::AtRest(harming) => harming.fmt(f),
+            Self::Concurrent(meeting) => meeting.fmt(f),
         }
     }
 }
@@ -505,6 +534,9 @@ impl fmt::Display for Struck {
             }
             Self::Moment { delay_us } => write!(f, "after {delay_us:?}"),
             Self::Unseen => f.write_str("no call that was seen"),
+            Self::Met { second } => {
+                write!(f, "another process, which acknowledged {} saves", second.acks)
+            }
             Self::AtRest { whole: None } => f.write_str("between two runs; no whole copy is left"),
             Self::AtRest { whole: Some(version) } => {
                 write!(f, "between two runs; a whole copy of version {version} is left")

@@ -7,6 +7,7 @@ use crate::at_rest;
 use crate::describe;
 use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
+use crate::meeting;
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
@@ -15,6 +16,9 @@ use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>) -> Verdict {
     if let Fault::AtRest(harming) = outcome.fault {
         return of_promises(at_rest::judge(outcome, harming), promises);
+    }
+    if let Fault::Concurrent(meeting) = outcome.fault {
+        return of_promises(meeting::judge(outcome, history, meeting), promises);
     }
     let nothing = says_nothing(outcome);
     // One that hangs after something had failed can still have done harm.
@@ -299,7 +303,8 @@ fn mismatch(outcome: &Outcome, history: &History, file: &Path) -> Option<Violati
 
 /// Whether bytes are damaged, and not perhaps the state of a program that has met a failure: it may
 /// count its failures, or save something else.
-fn differs_for_certain(kind: ViolationKind, json: bool, bytes: &[u8]) -> bool {
+#[must_use]
+pub fn differs_for_certain(kind: ViolationKind, json: bool, bytes: &[u8]) -> bool {
     match kind {
         // Each byte of a mixture is one of two versions': no new state is that by chance.
         ViolationKind::Empty
@@ -327,7 +332,9 @@ pub fn reset_detail(owed: usize) -> String {
     format!("the load fell back to the default state, version {owed} is owed")
 }
 
-fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violation> {
+/// What is wrong with the recovery, where so much is owed.
+#[must_use]
+pub fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violation> {
     let violation = |kind, detail: String| Violation { kind, detail };
     let recovery = &outcome.recovery;
     let mut found = Vec::new();

@@ -212,7 +212,8 @@ impl Sampler {
             | FaultKind::DiskFull
             | FaultKind::PowerLoss
             | FaultKind::PowerCut
-            | FaultKind::AtRest => None,
+            | FaultKind::AtRest
+            | FaultKind::Concurrent => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }

@@ -76,7 +76,19 @@ fn recorded(
     let planner = planner(sites.clone());
     let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
     let (twin, rest) = (None, None);
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
+    Ok(Prepared {
+        name,
+        kind,
+        sites,
+        history,
+        planner,
+        before,
+        trace,
+        twin,
+        rest,
+        meets: false,
+        notes,
+    })
 }
 
 /// Lets a program that is not followed serve for a moment.
@@ -98,7 +110,19 @@ fn live(
     let kind = Kind::Live(Box::new(command.clone()));
     let planner = planner(sites.clone());
     let (name, notes, twin, rest) = (name.to_owned(), Vec::new(), None, None);
-    Ok(Prepared { name, kind, sites, history, planner, before, trace, twin, rest, notes })
+    Ok(Prepared {
+        name,
+        kind,
+        sites,
+        history,
+        planner,
+        before,
+        trace,
+        twin,
+        rest,
+        meets: false,
+        notes,
+    })
 }
 
 /// What an unbroken run has left; the subject's trials are about that from now on.
@@ -156,6 +180,7 @@ fn built_in(
         trace,
         twin: None,
         rest: None,
+        meets: false,
         notes: Vec::new(),
     })
 }

@@ -93,6 +93,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
     if kind == FaultKind::AtRest {
         prepare::rest(&mut prepared)?;
     }
+    prepared.meets = kind == FaultKind::Concurrent;
     let prepared = prepared;
     let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;

@@ -158,7 +158,7 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
 fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
     let sweeps = fault.is_swept();
     let usual = match scenario.trials {
-        None if fault == FaultKind::AtRest => {
+        None if matches!(fault, FaultKind::AtRest | FaultKind::Concurrent) => {
             (!options.program.is_empty()).then_some(PROGRAM_TRIALS)
         }
         // Killed after a random time, whatever the scenario was about.

@@ -12,8 +12,9 @@ use crate::confirm::Listed;
 use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
 use crate::exhaustive::{self, Exhausted};
-use crate::fault::{FaultKind, PowerCut};
+use crate::fault::{Fault, FaultKind, PowerCut};
 use crate::lab::{self, Lab};
+use crate::meeting;
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
 use crate::outcome::Outcome;
@@ -158,6 +159,9 @@ fn prepare_all(
         if request.fault == FaultKind::AtRest {
             harm(request, stream, &mut one)?;
         }
+        if request.fault == FaultKind::Concurrent {
+            meet(request, &mut one);
+        }
         if !request.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
@@ -186,6 +190,18 @@ fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
         false => Listed::of(faults),
     });
     Ok(())
+}
+
+/// Lets the subject meet another process before each of its ops, or before as many as there shall be.
+fn meet(request: &Request, one: &mut Prepared) {
+    let all = meeting::all(one.trace.ops.len());
+    let most = request.trials.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let whole = most >= all.len();
+    // Spread evenly.
+    let chosen = (0..most.min(all.len())).map(|n| all[n * all.len() / most.min(all.len())]);
+    let faults = chosen.map(Fault::Concurrent).collect();
+    one.meets = true;
+    one.planner = Planner::Listed(if whole { Listed::of_all(faults) } else { Listed::of(faults) });
 }
 
 /// How many harms of a built-in strategy there may be before a sample must do: all of a state of 8 KiB.

@@ -18,7 +18,7 @@ use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 8] = [
+pub const EMBEDDED: [(&str, &str); 9] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
@@ -27,6 +27,7 @@ pub const EMBEDDED: [(&str, &str); 8] = [
     ("poweroff-disk", include_str!("../../scenarios/poweroff-disk.toml")),
     ("corrupt", include_str!("../../scenarios/corrupt.toml")),
     ("deleted", include_str!("../../scenarios/deleted.toml")),
+    ("concurrent", include_str!("../../scenarios/concurrent.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -174,7 +175,7 @@ impl Scenario {
             ))
             .help("harms = [\"cut\", \"flip\", ...] says what happens between two runs"));
         }
-        if self.trials.is_none() && !self.fault.is_swept() && !self.fault.is_power() && !at_rest {
+        if self.trials.is_none() && self.fault.is_drawn() {
             return Err(Error::usage(format!("{}: `trials` is missing", at("fault")))
                 .help("say how many trials of each subject there shall be"));
         }

@@ -306,6 +306,8 @@ pub struct Prepared {
     pub twin: Option<Trace>,
     /// What it leaves, if that is harmed.
     pub rest: Option<Rest>,
+    /// Whether it meets another process of its kind.
+    pub meets: bool,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

@@ -126,7 +126,8 @@ impl<'a> BuiltInInjector<'a> {
             | Fault::DiskFull(_)
             | Fault::PowerLoss(_)
             | Fault::PowerCut(_)
-            | Fault::AtRest(_) => Struck::Unseen,
+            | Fault::AtRest(_)
+            | Fault::Concurrent(_) => Struck::Unseen,
         }
     }
 }

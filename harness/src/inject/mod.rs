@@ -21,6 +21,7 @@ pub mod command;
 pub mod decode;
 pub mod hand;
 pub mod live;
+pub mod meeting;
 pub mod output;
 pub mod recorder;
 pub mod resident;
@@ -102,6 +103,9 @@ pub fn for_subject<'a>(
 ) -> Result<Box<dyn Injector + 'a>> {
     if prepared.rest.is_some() {
         return Ok(Box::new(at_rest::AtRest::new(prepared, room)?));
+    }
+    if prepared.meets {
+        return Ok(Box::new(meeting::Meetings::new(prepared, room)?));
     }
     match &prepared.kind {
         Kind::BuiltIn(subject) => {

@@ -1,0 +1,404 @@
+//! Trials in which two processes meet.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crashtest_targets::{Disk, Origin};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::builtin::Slot;
+use super::builtin_recorder;
+use super::command::CommandInjector;
+use super::resident::{Observer, Resident, Sight};
+use super::runner::Runner;
+use super::{Injector, Left, Recovered};
+use crate::error::{Context, Error, Result};
+use crate::fault::{Fault, Injection, Struck};
+use crate::lab;
+use crate::meeting::{Meeting, Second, Then};
+use crate::os::process::{Ended, fork_child, wait_at_most, wait_for};
+use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Step, Survivor};
+use crate::subject::{BuiltIn, Command, Kind, Prepared};
+
+/// How long the second may take before it is taken to wait for the first.
+const WAITS: Duration = Duration::from_millis(300);
+/// How long one may take that nobody is in the way of.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Has two processes of a subject meet.
+pub struct Meetings<'a> {
+    meets: Box<dyn Meets + 'a>,
+}
+
+/// How two processes of a subject meet.
+trait Meets {
+    fn meet(&mut self, meeting: Meeting) -> Result<Met>;
+    fn keep_in(&mut self, directory: PathBuf);
+}
+
+/// What came of it.
+struct Met {
+    /// None if the first ended before the second came.
+    second: Option<Second>,
+    exit: Exit,
+    acks: u64,
+    survivor: Survivor,
+    checks: Vec<Check>,
+    recovery: Recovery,
+}
+
+impl<'a> Meetings<'a> {
+    /// An injector that works in `room`.
+    pub fn new(prepared: &'a Prepared, room: &Path) -> Result<Self> {
+        let meets: Box<dyn Meets + 'a> = match &prepared.kind {
+            Kind::BuiltIn(subject) => {
+                let slot = Slot::at(room.join("meeting"), subject.strategy.state_file());
+                Box::new(OfBuiltIn { subject, slot, keep: None })
+            }
+            Kind::Command(learned) => {
+                let first = CommandInjector::new(learned, prepared, room, None)?;
+                Box::new(OfCommand {
+                    first,
+                    second: learned.command.clone(),
+                    room: room.to_owned(),
+                })
+            }
+            Kind::Recorded(_) | Kind::Live(_) => {
+                return Err(Error::usage("what does not run can't meet another")
+                    .help("give a strategy, or a program"));
+            }
+        };
+        Ok(Self { meets })
+    }
+
+    fn one(&mut self, fault: &Fault) -> Result<Outcome> {
+        let Fault::Concurrent(meeting) = fault else {
+            return Err(Error::internal("only meetings are made here"));
+        };
+        let met = self.meets.meet(*meeting)?;
+        let injection = match met.second {
+            None => Injection::NotReached,
+            Some(second) => Injection::At(Struck::Met { second }),
+        };
+        Ok(Outcome {
+            fault: fault.clone(),
+            injection,
+            exit: met.exit,
+            acks: met.acks,
+            said: Vec::new(),
+            steps: Vec::new(),
+            unsynced: BTreeMap::new(),
+            survivor: met.survivor,
+            checks: met.checks,
+            recovery: met.recovery,
+        })
+    }
+}
+
+impl Injector for Meetings<'_> {
+    fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
+        faults.iter().map(|fault| self.one(fault)).collect()
+    }
+
+    fn confront(&mut self, _: &Left) -> Result<(Vec<Check>, Recovery)> {
+        Err(Error::internal("two that meet are not shown anything"))
+    }
+
+    fn recover(&mut self, _: &Left) -> Result<Option<Recovered>> {
+        Err(Error::internal("two that meet are not recovered"))
+    }
+
+    fn explain(&mut self, _: &Fault) -> Result<Vec<Step>> {
+        Ok(Vec::new())
+    }
+
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.meets.keep_in(directory);
+    }
+}
+
+fn exit_of(ended: Option<Ended>) -> Exit {
+    match ended {
+        None => Exit::TimedOut,
+        Some(Ended::Status(status)) => Exit::Status(status),
+        Some(Ended::Signal(libc::SIGKILL)) => Exit::Killed,
+        Some(Ended::Signal(signal)) => Exit::Signal(signal),
+    }
+}
+
+/// Kills a child that has not ended, and takes leave of it.
+fn end(child: Pid) -> io::Result<Ended> {
+    // It may have ended since.
+    let _ = kill(child, Signal::SIGKILL);
+    wait_for(child)
+}
+
+/// What the children of a meeting say, a byte each.
+const ACK: u8 = b'A';
+const HERE: u8 = b'H';
+const END: u8 = b'E';
+
+/// A child that does not begin, or go on, before it is told to.
+struct Child {
+    pid: Pid,
+    /// Tells it to go on.
+    go: PipeWriter,
+    /// What it says.
+    said: PipeReader,
+    acks: u64,
+}
+
+impl Child {
+    /// Forks one that does `body` with what it hears and what it says.
+    fn fork(body: impl FnOnce(PipeReader, PipeWriter) -> bool) -> io::Result<Self> {
+        let (hears, go) = io::pipe()?;
+        let (said, says) = io::pipe()?;
+        let mut body = Some((body, hears, says));
+        let pid = fork_child(|| match body.take() {
+            Some((body, hears, says)) => i32::from(!body(hears, says)),
+            None => 1,
+        })?;
+        drop(body);
+        Ok(Self { pid, go, said, acks: 0 })
+    }
+
+    /// Hears it until it says that it is there, or at its end; false of the end.
+    fn hear(&mut self, time: Duration) -> io::Result<Option<u8>> {
+        loop {
+            let mut fds = [PollFd::new(self.said.as_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+            if poll(&mut fds, timeout)? == 0 {
+                return Ok(None);
+            }
+            let mut byte = [0];
+            match self.said.read(&mut byte)? {
+                0 => return Ok(None),
+                _ if byte[0] == ACK => self.acks += 1,
+                _ => return Ok(Some(byte[0])),
+            }
+        }
+    }
+
+    fn go_on(&mut self) -> io::Result<()> {
+        self.go.write_all(&[HERE])
+    }
+}
+
+fn say(mut to: &PipeWriter, byte: u8) {
+    // Whoever is not heard is taken for one that hangs.
+    let _ = to.write_all(&[byte]);
+}
+
+/// Two processes of a built-in strategy.
+struct OfBuiltIn<'a> {
+    subject: &'a BuiltIn,
+    slot: Slot,
+    keep: Option<PathBuf>,
+}
+
+/// Lets the first wait before an op.
+struct Waits<'a> {
+    before: usize,
+    hears: PipeReader,
+    says: &'a PipeWriter,
+}
+
+impl Observer for Waits<'_> {
+    fn between(&mut self, ops: usize) -> Result<()> {
+        if ops == self.before {
+            self.before = usize::MAX;
+            say(self.says, HERE);
+            self.hears.read_exact(&mut [0]).context("wait for another process")?;
+        }
+        Ok(())
+    }
+
+    fn acked(&mut self) -> Result<()> {
+        say(self.says, ACK);
+        Ok(())
+    }
+}
+
+impl OfBuiltIn<'_> {
+    /// Forks both; none of them may hold what the other locks in its memory.
+    fn both(&self, before: u32) -> io::Result<(Child, Child)> {
+        let (subject, directory) = (self.subject, &self.slot.directory);
+        let second = Child::fork(|mut hears, says| {
+            let saved = hears.read_exact(&mut [0]).and_then(|()| {
+                let (strategy, mut disk) = (subject.strategy, Disk::default());
+                let mut ack = |_| say(&says, ACK);
+                strategy
+                    .start(&mut disk, directory)
+                    .and_then(|()| strategy.save(&mut disk, directory, subject.next(), &mut ack))
+            });
+            say(&says, END);
+            saved.is_ok()
+        })?;
+        let first = Child::fork(|hears, says| {
+            let before = usize::try_from(before).unwrap_or(usize::MAX);
+            let mut waits = Waits { before, hears, says: &says };
+            let saved = builtin_recorder::save(subject, directory, &mut waits);
+            say(&says, END);
+            saved.is_ok()
+        })?;
+        Ok((first, second))
+    }
+
+    fn processes(&self, meeting: Meeting) -> io::Result<(Option<Second>, Exit, u64)> {
+        let (mut first, mut second) = self.both(meeting.before)?;
+        if first.hear(PATIENCE)? != Some(HERE) {
+            end(second.pid)?;
+            let ended = wait_at_most(first.pid, PATIENCE)?;
+            if ended.is_none() {
+                end(first.pid)?;
+            }
+            return Ok((None, exit_of(ended), first.acks));
+        }
+        second.go_on()?;
+        let waits = second.hear(WAITS)?.is_none();
+        let exit = match meeting.then {
+            Then::IsKilled => {
+                end(first.pid)?;
+                Exit::Killed
+            }
+            Then::GoesOn => {
+                first.go_on()?;
+                let done = first.hear(PATIENCE)?;
+                match done {
+                    Some(_) => exit_of(wait_at_most(first.pid, PATIENCE)?),
+                    None => {
+                        end(first.pid)?;
+                        Exit::TimedOut
+                    }
+                }
+            }
+        };
+        // Whoever has waited can go on now.
+        if waits && second.hear(PATIENCE)?.is_none() {
+            end(second.pid)?;
+            return Ok((
+                Some(Second { acks: second.acks, exit: Exit::TimedOut }),
+                exit,
+                first.acks,
+            ));
+        }
+        let ended = exit_of(Some(wait_for(second.pid)?));
+        Ok((Some(Second { acks: second.acks, exit: ended }), exit, first.acks))
+    }
+}
+
+impl Meets for OfBuiltIn<'_> {
+    fn meet(&mut self, meeting: Meeting) -> Result<Met> {
+        let (subject, directory) = (self.subject, self.slot.directory.clone());
+        let file = directory.join(subject.strategy.state_file());
+        lab::remove_tree(&directory)
+            .and_then(|()| fs::create_dir_all(&directory))
+            .and_then(|()| fs::write(file, subject.first_content()))
+            .context(format_args!("make {}", directory.display()))?;
+        let (second, exit, acks) = self.processes(meeting).context("have two processes meet")?;
+        let survivor = self.slot.bytes(subject).context("read what is left")?;
+        if let Some(keep) = self.keep.take() {
+            lab::copy_tree(&directory, &keep)
+                .context(format_args!("keep a copy in {}", keep.display()))?;
+        }
+        let loaded = match subject.strategy.load(&directory) {
+            Ok(loaded) if loaded.origin == Origin::Default => Loaded::Unknown,
+            Ok(loaded) => subject.loaded(&loaded.state),
+            Err(error) => Loaded::NoVersion(error.to_string()),
+        };
+        let recovery = self.slot.recover(subject).context("read what is left")?;
+        let recovery = Recovery { loaded, ..recovery };
+        Ok(Met { second, exit, acks, survivor, checks: Vec::new(), recovery })
+    }
+
+    fn keep_in(&mut self, directory: PathBuf) {
+        self.keep = Some(directory);
+    }
+}
+
+/// Two processes of a program.
+struct OfCommand<'a> {
+    first: CommandInjector<'a>,
+    second: Command,
+    room: PathBuf,
+}
+
+/// Runs the second when the first is before an op.
+struct Comes<'a> {
+    meeting: Meeting,
+    second: &'a mut Runner,
+    met: Option<Second>,
+    acks: u64,
+}
+
+/// What the first is told that is to die.
+const DIES: &str = "it is killed here";
+
+impl Observer for Comes<'_> {
+    fn between(&mut self, ops: usize) -> Result<()> {
+        if ops != self.meeting.before as usize || self.met.is_some() {
+            return Ok(());
+        }
+        let child = self.second.start().context("start the second process")?;
+        let mut ended = None;
+        for _ in 0..PROGRAM_WAITS {
+            ended = wait_at_most(child, WAITS).context("wait for the second process")?;
+            self.second.output.drain().context("read what the second process prints")?;
+            if ended.is_some() {
+                break;
+            }
+        }
+        if ended.is_none() {
+            // It waits for the first, which waits here: it gives up.
+            end(child).context("end the second process")?;
+        }
+        self.second.started()?;
+        self.met = Some(Second { acks: self.second.output.acks(), exit: exit_of(ended) });
+        match self.meeting.then {
+            Then::GoesOn => Ok(()),
+            Then::IsKilled => Err(Error::internal(DIES)),
+        }
+    }
+
+    fn acked(&mut self) -> Result<()> {
+        self.acks += 1;
+        Ok(())
+    }
+}
+
+/// How often the wait for a second program may take as long as that for a built-in one.
+const PROGRAM_WAITS: u32 = 10;
+
+impl Meets for OfCommand<'_> {
+    fn meet(&mut self, meeting: Meeting) -> Result<Met> {
+        self.first.move_in()?;
+        let mut second = Runner::new(&self.second, &self.room)?;
+        second.output.reset().context("read what the program printed")?;
+        let mut comes = Comes { meeting, second: &mut second, met: None, acks: 0 };
+        let exit = match self.first.run(&mut comes) {
+            Ok(observed) if observed.ended => Exit::Status(0),
+            Ok(_) => Exit::Killed,
+            Err(error) if error.message == DIES => Exit::Killed,
+            // The second was in its way.
+            Err(error) if comes.met.is_some() && error.is_baseline() => Exit::Status(1),
+            Err(error) => return Err(error),
+        };
+        let (met, acks) = (comes.met, comes.acks);
+        match self.first.look(acks)? {
+            Sight::Seen(survivor, checks, recovery) => {
+                Ok(Met { second: met, exit, acks, survivor, checks, recovery })
+            }
+            Sight::Unreadable(why) => Err(Error::internal(format!("cannot read the trial: {why}"))),
+        }
+    }
+
+    fn keep_in(&mut self, directory: PathBuf) {
+        Resident::keep_in(&mut self.first, directory);
+    }
+}

@@ -1,0 +1,126 @@
+//! Two processes that save at once: one waits between two of its calls while another saves.
+//!
+//! A program that is started twice, by a timer and by hand, or by a supervisor that believes the first
+//! to be dead. All that can happen at such a moment follows from where the first is when the second
+//! comes, and from whether it then goes on or dies there. A strategy replaces a state that it has in
+//! memory; so if two are let in at once, what one of them has saved is lost, whole as the file may be.
+//! The second may be sent away, and it may wait.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::describe;
+use crate::fault::{Injection, Struck};
+use crate::history::History;
+use crate::oracle;
+use crate::outcome::{Content, Exit, Load, Loaded, Outcome};
+use crate::verdict::{Verdict, Violation, ViolationKind, Why};
+
+/// Where two processes meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Meeting {
+    /// The op of the first before which the second comes.
+    pub before: u32,
+    /// What becomes of the first when the second has done what it could.
+    pub then: Then,
+}
+
+/// What becomes of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It goes on.
+    GoesOn,
+    /// It is killed.
+    IsKilled,
+}
+
+/// What the second has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Second {
+    /// How many saves it has acknowledged.
+    pub acks: u64,
+    /// How it ended.
+    pub exit: Exit,
+}
+
+impl fmt::Display for Meeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, then } = self;
+        write!(f, "another process saves before op {before} of the first, which then ")?;
+        f.write_str(match then {
+            Then::GoesOn => "goes on",
+            Then::IsKilled => "is killed",
+        })
+    }
+}
+
+/// All meetings of a subject with so many ops.
+#[must_use]
+pub fn all(ops: usize) -> Vec<Meeting> {
+    let befores = 0..u32::try_from(ops).unwrap_or(u32::MAX);
+    befores
+        .flat_map(|before| [Then::GoesOn, Then::IsKilled].map(|then| Meeting { before, then }))
+        .collect()
+}
+
+/// What a meeting is worth; the promises that are not asked about are for the caller to leave out.
+#[must_use]
+pub fn judge(outcome: &Outcome, history: &History, meeting: Meeting) -> Verdict {
+    let Injection::At(Struck::Met { second }) = &outcome.injection else {
+        return Verdict::Inconclusive(Why::NotReached);
+    };
+    match outcome.exit {
+        Exit::TimedOut => return Verdict::Inconclusive(Why::TimedOut),
+        Exit::Signal(_) => return Verdict::Inconclusive(Why::DiedOtherwise),
+        Exit::TooManyProcesses => return Verdict::Inconclusive(Why::TooManyProcesses),
+        Exit::Killed | Exit::Status(_) => {}
+    }
+    let mut found = Vec::new();
+    let recovery = &outcome.recovery;
+    let whole = match (&recovery.loaded, &recovery.load) {
+        (Loaded::Version(_), _) => true,
+        (Loaded::NoVersion(_), _) => false,
+        // Of a program it is not known what it loads.
+        (Loaded::Unknown, Load::Failed(_)) => false,
+        (Loaded::Unknown, _) => !history.versions_are_known(),
+    };
+    if !whole {
+        found.extend(history.files().into_iter().filter_map(|file| {
+            damage(outcome, history, file).map(|violation| Violation {
+                detail: format!("{}: {meeting}", violation.detail),
+                ..violation
+            })
+        }));
+    }
+    // Before its first op the first has not begun: it comes after the second.
+    let at_once = meeting.before > 0 && second.acks > 0 && outcome.acks > 0;
+    let alone_known = matches!(recovery.loaded, Loaded::Version(_) | Loaded::NoVersion(_));
+    if at_once && alone_known {
+        let detail = format!(
+            "two processes were let in at once, and what one of them had acknowledged is lost: {meeting}"
+        );
+        found.push(Violation { kind: ViolationKind::LostAck, detail });
+    }
+    found.extend(outcome.checks.iter().filter_map(oracle::check));
+    found.extend(oracle::recovery(outcome, history, 0));
+    match found.is_empty() {
+        true => Verdict::Pass,
+        false => Verdict::Violated(found),
+    }
+}
+
+/// Bytes that are certainly no state: the second may have saved versions that are not known.
+fn damage(outcome: &Outcome, history: &History, file: &std::path::Path) -> Option<Violation> {
+    let Some(Content::Bytes(bytes)) = outcome.survivor.files.get(file) else { return None };
+    let all = history.versions.iter();
+    let versions: Vec<&[u8]> =
+        all.filter_map(|version| Some(&version.get(file)?.bytes[..])).collect();
+    if versions.contains(&&bytes[..]) {
+        return None;
+    }
+    let json = history.is_json(file);
+    let violation = describe::damage(&file.display().to_string(), bytes, &versions, json);
+    oracle::differs_for_certain(violation.kind, json, bytes).then_some(violation)
+}

@@ -152,6 +152,21 @@ pub fn open_up(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The regular files in a tree.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            files.extend(self::files(&entry.path())?);
+        } else if kind.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
 /// Copies the regular files, directories and symbolic links below `from` into `to`.
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;

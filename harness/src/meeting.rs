@@ -34,6 +34,9 @@ pub enum Then {
     GoesOn,
     /// It is killed.
     IsKilled,
+    /// It is killed, and another process, which lives on, gets its number: where a file that is no state
+    /// says the number of the dead, it says that of somebody else.
+    IsSucceeded,
 }
 
 /// What the second has done.
@@ -52,17 +55,40 @@ impl fmt::Display for Meeting {
         f.write_str(match then {
             Then::GoesOn => "goes on",
             Then::IsKilled => "is killed",
+            Then::IsSucceeded => "is killed, and its number goes to another process",
         })
     }
 }
 
-/// All meetings of a subject with so many ops.
+/// All meetings of a subject with so many ops. Before its first it has not begun, and nobody meets it.
 #[must_use]
 pub fn all(ops: usize) -> Vec<Meeting> {
-    let befores = 0..u32::try_from(ops).unwrap_or(u32::MAX);
+    let befores = 1..u32::try_from(ops).unwrap_or(u32::MAX);
     befores
-        .flat_map(|before| [Then::GoesOn, Then::IsKilled].map(|then| Meeting { before, then }))
+        .flat_map(|before| {
+            [Then::GoesOn, Then::IsKilled, Then::IsSucceeded].map(|then| Meeting { before, then })
+        })
         .collect()
+}
+
+/// A text with another number wherever one stands by itself, as long as before; `None` if it does not.
+#[must_use]
+pub fn renumbered(text: &str, old: u32, new: u32) -> Option<String> {
+    let (mut renumbered, mut any, mut rest) = (String::new(), false, text);
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        let (before, from) = rest.split_at(start);
+        let end = from.find(|c: char| !c.is_ascii_digit()).unwrap_or(from.len());
+        let (digits, after) = from.split_at(end);
+        renumbered += before;
+        if digits.parse() == Ok(old) {
+            any = true;
+            renumbered += &format!("{new:0width$}", width = digits.len());
+        } else {
+            renumbered += digits;
+        }
+        rest = after;
+    }
+    any.then(|| renumbered + rest)
 }
 
 /// What a meeting is worth; the promises that are not asked about are for the caller to leave out.
@@ -94,8 +120,7 @@ pub fn judge(outcome: &Outcome, history: &History, meeting: Meeting) -> Verdict 
             })
         }));
     }
-    // Before its first op the first has not begun: it comes after the second.
-    let at_once = meeting.before > 0 && second.acks > 0 && outcome.acks > 0;
+    let at_once = second.acks > 0 && outcome.acks > 0;
     let alone_known = matches!(recovery.loaded, Loaded::Version(_) | Loaded::NoVersion(_));
     if at_once && alone_known {
         let detail = format!(
@@ -123,4 +148,25 @@ fn damage(outcome: &Outcome, history: &History, file: &std::path::Path) -> Optio
     let json = history.is_json(file);
     let violation = describe::damage(&file.display().to_string(), bytes, &versions, json);
     oracle::differs_for_certain(violation.kind, json, bytes).then_some(violation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_another_only_where_it_stands_by_itself() {
+        assert_eq!(renumbered("pid=41\n", 41, 999).as_deref(), Some("pid=999\n"));
+        assert_eq!(
+            renumbered("process 0000000041", 41, 999).as_deref(),
+            Some("process 0000000999")
+        );
+        assert_eq!(renumbered("1410 and 4.1", 41, 999), None);
+    }
+
+    #[test]
+    fn nobody_meets_one_that_has_not_begun() {
+        assert_eq!(all(1), []);
+        assert_eq!(all(3).len(), 6);
+    }
 }

@@ -250,6 +250,18 @@ struct Struckdown {
 }
 
 impl CommandInjector<'_> {
+    /// The trial directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.runner.scope.root
+    }
+
+    /// Whether a file of the trial directory is one of the state.
+    #[must_use]
+    pub fn is_state(&self, path: &Path) -> bool {
+        self.learned.state.contains(path)
+    }
+
     /// Makes the trial directory anew, with all the space that it takes.
     fn reset(&mut self) -> Result<()> {
         if let Some(volume) = &self.volume {

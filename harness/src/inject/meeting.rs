@@ -21,8 +21,8 @@ use super::{Injector, Left, Recovered};
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
-use crate::meeting::{Meeting, Second, Then};
-use crate::os::process::{Ended, fork_child, wait_at_most, wait_for};
+use crate::meeting::{self, Meeting, Second, Then};
+use crate::os::process::{self, Ended, fork_child, wait_at_most, wait_for};
 use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Step, Survivor};
 use crate::subject::{BuiltIn, Command, Kind, Prepared};
 
@@ -139,6 +139,30 @@ fn end(child: Pid) -> io::Result<Ended> {
     wait_for(child)
 }
 
+/// How large a file may be that says the number of a process.
+const NUMBERED_BYTES_MAX: u64 = 64 << 10;
+
+/// Lets this process have the numbers of dead ones: in each small file of text that is no state.
+fn succeed(root: &Path, dead: &[Pid], is_state: &dyn Fn(&Path) -> bool) -> io::Result<()> {
+    for path in lab::files(root)? {
+        let relative = path.strip_prefix(root).unwrap_or(&path);
+        if is_state(relative) || fs::metadata(&path)?.len() > NUMBERED_BYTES_MAX {
+            continue;
+        }
+        let Ok(mut text) = String::from_utf8(fs::read(&path)?) else { continue };
+        let before = text.clone();
+        for pid in dead {
+            let number = |pid: Pid| u32::try_from(pid.as_raw()).unwrap_or(0);
+            let own = number(nix::unistd::getpid());
+            text = meeting::renumbered(&text, number(*pid), own).unwrap_or(text);
+        }
+        if text != before {
+            fs::write(&path, text)?;
+        }
+    }
+    Ok(())
+}
+
 /// What the children of a meeting say, a byte each.
 const ACK: u8 = b'A';
 const HERE: u8 = b'H';
@@ -250,6 +274,11 @@ impl OfBuiltIn<'_> {
         Ok((first, second))
     }
 
+    fn succeed(&self, dead: Pid) -> io::Result<()> {
+        let state = Path::new(self.subject.strategy.state_file());
+        succeed(&self.slot.directory, &[dead], &|path| path == state)
+    }
+
     fn processes(&self, meeting: Meeting) -> io::Result<(Option<Second>, Exit, u64)> {
         let (mut first, mut second) = self.both(meeting.before)?;
         if first.hear(PATIENCE)? != Some(HERE) {
@@ -263,8 +292,11 @@ impl OfBuiltIn<'_> {
         second.go_on()?;
         let waits = second.hear(WAITS)?.is_none();
         let exit = match meeting.then {
-            Then::IsKilled => {
+            Then::IsKilled | Then::IsSucceeded => {
                 end(first.pid)?;
+                if meeting.then == Then::IsSucceeded {
+                    self.succeed(first.pid)?;
+                }
                 Exit::Killed
             }
             Then::GoesOn => {
@@ -335,6 +367,8 @@ struct Comes<'a> {
     second: &'a mut Runner,
     met: Option<Second>,
     acks: u64,
+    /// The processes of the first.
+    dead: Vec<Pid>,
 }
 
 /// What the first is told that is to die.
@@ -345,6 +379,7 @@ impl Observer for Comes<'_> {
         if ops != self.meeting.before as usize || self.met.is_some() {
             return Ok(());
         }
+        self.dead = process::children().context("look for the first process")?;
         let child = self.second.start().context("start the second process")?;
         let mut ended = None;
         for _ in 0..PROGRAM_WAITS {
@@ -362,7 +397,7 @@ impl Observer for Comes<'_> {
         self.met = Some(Second { acks: self.second.output.acks(), exit: exit_of(ended) });
         match self.meeting.then {
             Then::GoesOn => Ok(()),
-            Then::IsKilled => Err(Error::internal(DIES)),
+            Then::IsKilled | Then::IsSucceeded => Err(Error::internal(DIES)),
         }
     }
 
@@ -380,7 +415,8 @@ impl Meets for OfCommand<'_> {
         self.first.move_in()?;
         let mut second = Runner::new(&self.second, &self.room)?;
         second.output.reset().context("read what the program printed")?;
-        let mut comes = Comes { meeting, second: &mut second, met: None, acks: 0 };
+        let mut comes =
+            Comes { meeting, second: &mut second, met: None, acks: 0, dead: Vec::new() };
         let exit = match self.first.run(&mut comes) {
             Ok(observed) if observed.ended => Exit::Status(0),
             Ok(_) => Exit::Killed,
@@ -389,7 +425,11 @@ impl Meets for OfCommand<'_> {
             Err(error) if comes.met.is_some() && error.is_baseline() => Exit::Status(1),
             Err(error) => return Err(error),
         };
-        let (met, acks) = (comes.met, comes.acks);
+        let (met, acks, dead) = (comes.met, comes.acks, comes.dead);
+        if meeting.then == Then::IsSucceeded && exit == Exit::Killed {
+            succeed(self.first.root(), &dead, &|path| self.first.is_state(path))
+                .context("give the number of the first to another")?;
+        }
         match self.first.look(acks)? {
             Sight::Seen(survivor, checks, recovery) => {
                 Ok(Met { second: met, exit, acks, survivor, checks, recovery })

@@ -200,7 +200,7 @@ pub fn kill_children() -> io::Result<()> {
 }
 
 /// The children of this process, which has one thread.
-fn children() -> io::Result<Vec<Pid>> {
+pub fn children() -> io::Result<Vec<Pid>> {
     let pid = getpid();
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect())

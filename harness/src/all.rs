@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::at_rest::HarmKind;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
@@ -92,9 +93,14 @@ pub fn run(options: &cli::Run, tell: &mut dyn FnMut(&run::Request)) -> Result<Al
 
 /// What is not known of a program that a scenario must know.
 fn missing(options: &cli::Run, scenario: &Scenario) -> Option<String> {
-    let program = !options.program.is_empty();
-    (program && scenario.fault == FaultKind::AtRest && options.about.recover.is_none())
-        .then(|| "needs --recover CMD, which loads the state as the program does".to_owned())
+    if options.program.is_empty() {
+        return None;
+    }
+    if scenario.fault == FaultKind::AtRest && options.about.recover.is_none() {
+        return Some("needs --recover CMD, which loads the state as the program does".to_owned());
+    }
+    (scenario.harms.contains(&HarmKind::Restored) && options.about.restore.is_none())
+        .then(|| "needs --restore 'CMD {backup}'".to_owned())
 }
 
 fn skipped(error: &Error) -> String {

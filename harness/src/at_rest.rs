@@ -23,6 +23,7 @@ use crate::model::{self, Files};
 use crate::oracle;
 use crate::outcome::{Load, Loaded, NextSave, Outcome};
 use crate::plan::Seed;
+use crate::power::lower::count;
 use crate::power::survivor::Node;
 use crate::verdict::{Verdict, Violation, ViolationKind, Why};
 
@@ -60,6 +61,10 @@ pub enum Harm {
     DanglingLink,
     /// Nobody may read it.
     Unreadable,
+    /// It holds random bytes, and is restored from a copy: the nth, the newest being 0.
+    Restored(u32),
+    /// It is to be restored, and there is no copy.
+    NothingToRestore,
 }
 
 /// JSON that is no state.
@@ -87,6 +92,8 @@ pub enum HarmKind {
     Link,
     /// See [`Harm::Unreadable`].
     Unreadable,
+    /// See [`Harm::Restored`].
+    Restored,
 }
 
 /// Which copies of the state are harmed like it.
@@ -155,6 +162,8 @@ impl fmt::Display for Harming {
             Harm::Link => f.write_str("the state file is a link to what it was"),
             Harm::DanglingLink => f.write_str("the state file is a link to nothing"),
             Harm::Unreadable => f.write_str("the state file may be read by nobody"),
+            Harm::Restored(n) => write!(f, "the state file is restored from copy {n} of it"),
+            Harm::NothingToRestore => f.write_str("the state file holds random bytes, and no copy"),
         }?;
         f.write_str(match self.copies {
             Copies::Spared => "",
@@ -184,8 +193,11 @@ pub struct Harmed {
     pub changed: BTreeMap<PathBuf, Option<Node>>,
     /// What nobody may read.
     pub unreadable: Vec<PathBuf>,
-    /// The newest version of which a whole copy is left, the state file itself included.
+    /// The newest version of which a whole copy is left, the state file itself included; of a restored
+    /// one, that version.
     pub whole: Option<usize>,
+    /// The copy from which it is to be restored.
+    pub restore: Option<PathBuf>,
 }
 
 impl Rest {
@@ -237,7 +249,7 @@ impl Rest {
         let mut random = ChaCha8Rng::seed_from_u64(seed.0);
         let bytes = usize::try_from(self.bytes()).unwrap_or(usize::MAX);
         let (mut few, mut whole) = (Vec::new(), true);
-        let mut many = Vec::new();
+        let (mut many, mut restored) = (Vec::new(), Vec::new());
         for kind in kinds {
             match kind {
                 HarmKind::Cut => many.push((bytes, false)),
@@ -251,6 +263,7 @@ impl Rest {
                 HarmKind::Directory => few.push(Harm::Directory),
                 HarmKind::Link => few.extend([Harm::Link, Harm::DanglingLink]),
                 HarmKind::Unreadable => few.push(Harm::Unreadable),
+                HarmKind::Restored => restored.extend(self.restored()),
             }
         }
         let copies = match self.copies.len() {
@@ -259,7 +272,9 @@ impl Rest {
             _ => &[Copies::Spared, Copies::Newest, Copies::All],
         };
         let with = |how| copies.iter().map(move |copies| Harming { how, copies: *copies });
-        let mut harms: Vec<Harming> = few.into_iter().flat_map(with).collect();
+        let spared = |how| Harming { how, copies: Copies::Spared };
+        let few = few.into_iter().flat_map(with);
+        let mut harms: Vec<Harming> = few.chain(restored.into_iter().map(spared)).collect();
         let share = most.saturating_sub(harms.len()) / many.len().max(1);
         // Of what happens to copies too, some.
         let of_copies = COPIES_HARMED.min(share / 4);
@@ -272,13 +287,21 @@ impl Rest {
             whole &= count <= share;
             let mut chosen = index::sample(&mut random, count, count.min(share)).into_vec();
             chosen.sort_unstable();
-            harms.extend(chosen.iter().map(|n| Harming { how: harm(*n), copies: Copies::Spared }));
+            harms.extend(chosen.iter().map(|n| spared(harm(*n))));
             let some = index::sample(&mut random, count, count.min(of_copies)).into_vec();
             let also = copies.iter().filter(|copies| !copies.are_spared());
             let both = also.flat_map(|copies| some.iter().map(move |n| (*copies, *n)));
             harms.extend(both.map(|(copies, n)| Harming { how: harm(n), copies }));
         }
         (harms.into_iter().map(Fault::AtRest).collect(), whole)
+    }
+
+    /// A restore from each copy.
+    fn restored(&self) -> Vec<Harm> {
+        match self.copies.len() {
+            0 => vec![Harm::NothingToRestore],
+            copies => (0..copies).map(|n| Harm::Restored(count(n))).collect(),
+        }
     }
 
     /// Does it.
@@ -294,7 +317,13 @@ impl Rest {
             changed: BTreeMap::new(),
             unreadable: Vec::new(),
             whole: left.first().map(|(_, version)| *version),
+            restore: None,
         };
+        if let Harm::Restored(n) = harming.how
+            && let Some((path, version)) = self.copies.get(n as usize)
+        {
+            (harmed.whole, harmed.restore) = (Some(*version), Some(path.clone()));
+        }
         let paths = self.files.iter().chain(struck.iter().map(|(path, _)| path));
         for path in paths {
             let Some(Node::File(bytes)) = self.directory.get(path) else { continue };
@@ -320,7 +349,8 @@ impl Rest {
                 }
                 Some(Node::File(bytes))
             }
-            Harm::Garbage(seed) => {
+            Harm::Garbage(_) | Harm::Restored(_) | Harm::NothingToRestore => {
+                let seed = if let Harm::Garbage(seed) = how { seed } else { 0 };
                 let mut garbage = vec![0; bytes.len()];
                 ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut garbage);
                 Some(Node::File(garbage))
@@ -387,6 +417,13 @@ pub fn judge(outcome: &Outcome, harming: Harming) -> Verdict {
         (Load::Loaded, Loaded::NoVersion(what)) => {
             let detail = format!("{harming}, and the load took it: {what}");
             found.push(violation(ViolationKind::SilentDamage, detail));
+        }
+        (Load::Loaded, Loaded::Version(version))
+            if matches!(harming.how, Harm::Restored(_)) && Some(*version) > whole =>
+        {
+            let detail =
+                format!("{harming}, and version {version} was loaded: nothing was restored");
+            found.push(violation(ViolationKind::RecoveryFailed, detail));
         }
         (Load::Loaded, Loaded::Version(version)) => {
             if let Some(whole) = whole.filter(|whole| version < whole) {

@@ -212,6 +212,9 @@ pub struct About {
     /// Shell command, run there too, that loads the state as the program would at its next start
     #[arg(long, value_name = "CMD", requires = "program")]
     pub recover: Option<String>,
+    /// Shell command, run there too, that restores the state from a copy, for which `{backup}` stands
+    #[arg(long, value_name = "CMD", requires = "program")]
+    pub restore: Option<String>,
     /// JSON Schema that the state must satisfy
     #[arg(long, value_name = "FILE", requires = "program")]
     pub schema: Option<PathBuf>,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crashtest_targets::Strategy;
 
+use crate::at_rest::HarmKind;
 use crate::cli::{self, ThenArg};
 use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
@@ -133,6 +134,10 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
             return Err(Error::usage("what a program makes of a damaged state is not known")
                 .help("say with --recover CMD how it loads its state; if that prints the state as JSON, it \
                        is compared with what was saved"));
+        }
+        if scenario.harms.contains(&HarmKind::Restored) && command.restore.is_none() {
+            return Err(Error::usage("how the program is restored is not known")
+                .help("say it with --restore 'CMD {backup}'"));
         }
         if command.ack.is_none()
             && !scenario.fault.is_power()
@@ -469,6 +474,7 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
         ack: about.ack.clone(),
         check: about.check.clone(),
         recover: about.recover.clone(),
+        restore: about.restore.clone(),
         schema: about.schema.clone(),
         invariants: about.invariant.clone(),
         init: about.init.clone(),

@@ -18,7 +18,7 @@ use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 9] = [
+pub const EMBEDDED: [(&str, &str); 10] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
@@ -27,6 +27,7 @@ pub const EMBEDDED: [(&str, &str); 9] = [
     ("poweroff-disk", include_str!("../../scenarios/poweroff-disk.toml")),
     ("corrupt", include_str!("../../scenarios/corrupt.toml")),
     ("deleted", include_str!("../../scenarios/deleted.toml")),
+    ("restore", include_str!("../../scenarios/restore.toml")),
     ("concurrent", include_str!("../../scenarios/concurrent.toml")),
 ];
 

@@ -65,6 +65,9 @@ pub struct Command {
     pub check: Option<String>,
     /// Run in the survivor directory; status 0 says that the program can load it.
     pub recover: Option<String>,
+    /// Run in the survivor directory; restores the state from the copy that `{backup}` stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<String>,
     /// A JSON Schema file for the state.
     pub schema: Option<PathBuf>,
     /// CEL expressions over `state`.

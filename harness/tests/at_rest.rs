@@ -16,7 +16,7 @@ fn broken(row: &Value) -> Vec<&str> {
 #[test]
 fn of_every_cut_and_flip_of_each_strategy_the_managed_one_takes_none_and_comes_back() {
     let results = tempfile::tempdir().unwrap();
-    for scenario in ["corrupt", "deleted"] {
+    for scenario in ["corrupt", "deleted", "restore"] {
         let of =
             ["--scenario", scenario, "--strategy", "all", "--seed", "1", "--state-bytes", "1024"];
         let (status, report) = report(results.path(), &of);
@@ -81,6 +81,18 @@ fn a_program_that_prints_what_it_loads_is_compared_with_what_it_saved() {
     let loads = format!("{python} {managed} load .");
     let (status, managed) = report(results.path(), &of_program(&python, &loads, &bot));
     assert_eq!((status, broken(&managed["subjects"][0])), (0, vec![]), "{managed:#}");
+    // A restore that its documentation does not know is undone by the next start.
+    let restore = |how: &str| {
+        let about =
+            ["--scenario", "restore", "--ack", "^saved", "--recover", &loads, "--restore", how];
+        let (_, report) = report(results.path(), &[&about[..], &["--", &python, &bot]].concat());
+        let row = &report["subjects"][0];
+        (row["tally"]["passed"].as_u64().unwrap(), row["tally"]["broken"].clone())
+    };
+    let script = script("managed.py");
+    let documented = restore(&format!("{python} {script} restore . $(basename {{backup}})"));
+    assert_eq!(documented, (3, serde_json::json!({})));
+    assert_eq!(restore("cp {backup} state.json").0, 1);
     // All that was asked for, but for the files that root can read.
     let tally = &managed["subjects"][0]["tally"];
     assert!((150..=160).contains(&tally["passed"].as_u64().unwrap()), "{tally:#}");
@@ -116,6 +128,7 @@ fn what_can_not_be_judged_is_refused() {
         assert!(text.contains(words), "{text}");
     };
     says(&["--scenario", "corrupt", "--", "true"], "--recover CMD");
+    says(&["--scenario", "restore", "--recover", "true", "--", "true"], "--restore");
     says(&["--scenario", "corrupt", "--depth", "2"], "--depth has no meaning");
     let sound = ["--promise", "sound", "--recover", "true", "--", "true"];
     says(&sound, "the scenario corrupt or deleted");
@@ -132,7 +145,7 @@ fn all_scenarios_come_in_one_table() {
     let output = run_in(results.path(), &[&of[..], &few, &["--json"]].concat());
     let all: Value = serde_json::from_slice(&output.stdout).unwrap();
     let scenarios = all["scenarios"].as_array().unwrap();
-    assert_eq!(scenarios.len(), 8);
+    assert_eq!(scenarios.len(), 10);
     for scenario in scenarios {
         let (name, one) = (&scenario[0], &scenario[1]);
         match one.get("skipped") {

@@ -281,8 +281,13 @@ class StateManager:
         with self._guard:
             state = copy.deepcopy(self._state)
             value = change(state)
+            state["updated_at"] = rfc3339(self.clock())
+            self._save(state, reason)
+            return value
+
+    def _save(self, state, reason=None):
+        with self._guard:
             now = self.clock()
-            state["updated_at"] = rfc3339(now)
             if wrong := complaints(state):
                 raise Invalid(wrong[0])
             data = seal(self._sequence + 1, now, state)
@@ -292,7 +297,6 @@ class StateManager:
             due = last is None or now < last or now - last >= self.every
             if reason or due:
                 self._back_up(data, now, reason or "schedule")
-            return value
 
     def _back_up(self, data, now, reason):
         directory = os.path.join(self.directory, BACKUPS)
@@ -332,12 +336,7 @@ class StateManager:
             _, _, state = unseal(read(os.path.join(self.directory, BACKUPS, name)) or b"")
             for event in validate(state):
                 self.say(event)
-
-            def back(current):
-                current.clear()
-                current.update(state)
-
-            self.update(back)
+            self._save(state)
 
     def realise(self, cents, why):
         """Books realised cash; only this raises the peak."""

@@ -340,6 +340,17 @@ impl Strategy {
         Ok(())
     }
 
+    /// Goes back to a copy of the state while nothing runs, as its documentation says: `copy` is relative
+    /// to `directory`.
+    pub fn restore(self, disk: &mut dyn Storage, directory: &Path, copy: &Path) -> io::Result<()> {
+        if self == Self::Managed {
+            let name = copy.file_name().unwrap_or_default().to_string_lossy();
+            return managed::restore(disk, directory, &name);
+        }
+        // It says nothing: cp, as everybody would.
+        std::fs::copy(directory.join(copy), directory.join(self.state_file())).map(|_| ())
+    }
+
     /// Loads the state from `directory` as the program's next start would.
     pub fn load(self, directory: &Path) -> Result<Loaded, LoadError> {
         if let Some(format) = self.log_format() {

@@ -210,6 +210,14 @@ impl Loads for OfBuiltIn<'_> {
             lab::copy_tree(&self.directory, keep)
                 .context(format_args!("keep a copy in {}", keep.display()))?;
         }
+        if let Some(copy) = &harmed.restore {
+            let (strategy, mut disk) = (self.subject.strategy, Disk::default());
+            if let Err(error) = strategy.restore(&mut disk, &self.directory, copy) {
+                let load = Load::Failed(format!("the restore failed: {error}"));
+                self.changed = None;
+                return Ok((Vec::new(), Recovery { load, ..Recovery::default() }));
+            }
+        }
         let panicked = |_| (Load::Failed("the load panicked".to_owned()), Loaded::Unknown);
         let (load, loaded) =
             catch_unwind(AssertUnwindSafe(|| self.loaded())).unwrap_or_else(panicked);
@@ -275,8 +283,7 @@ impl Loads for OfCommand<'_> {
             self.injector.keep_in(keep.to_owned());
         }
         let versions = &self.prepared.history.versions;
-        self.injector
-            .load_at_rest(&left, &harmed.unreadable, thorough, &|said| said_version(said, versions))
+        self.injector.load_at_rest(&left, harmed, thorough, &|said| said_version(said, versions))
     }
 }
 

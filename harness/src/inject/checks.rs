@@ -198,6 +198,14 @@ impl Shell {
         &self.text
     }
 
+    /// The same with a path for a word in it.
+    #[must_use]
+    pub fn with(&self, word: &str, path: &Path) -> Self {
+        let text = self.text.replace(word, &quoted(&path.to_string_lossy()));
+        let (environment, root) = (self.environment.clone(), self.root.clone());
+        Self { text, environment, root, sandbox: self.sandbox.clone() }
+    }
+
     /// Sets a variable of its environment.
     pub fn set(&mut self, name: &str, value: impl Into<OsString>) {
         self.environment.retain(|(known, _)| known != name);

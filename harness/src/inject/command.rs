@@ -15,6 +15,7 @@ use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
 use crate::armed::Follows;
+use crate::at_rest::Harmed;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::history::History;
@@ -41,6 +42,7 @@ pub struct CommandInjector<'a> {
     runner: Runner,
     checks: Checks,
     recover: Option<Shell>,
+    restore: Option<Shell>,
     /// Runs that command so that it is followed; made when it is needed.
     recoverer: Option<Runner>,
     room: PathBuf,
@@ -63,6 +65,9 @@ impl<'a> CommandInjector<'a> {
             .as_ref()
             .map(|text| Shell::new(text, command, &root, runner.sandbox()))
             .transpose()?;
+        let restore = command.restore.as_ref();
+        let restore =
+            restore.map(|text| Shell::new(text, command, &root, runner.sandbox())).transpose()?;
         Ok(Self {
             learned,
             state_at_start: prepared
@@ -76,6 +81,7 @@ impl<'a> CommandInjector<'a> {
             checks: Checks::new(command, &root, runner.sandbox())?,
             runner,
             recover,
+            restore,
             recoverer: None,
             room: room.to_owned(),
         })
@@ -207,18 +213,25 @@ impl CommandInjector<'_> {
     pub fn load_at_rest(
         &mut self,
         left: &Left,
-        unreadable: &[PathBuf],
+        harmed: &Harmed,
         thorough: bool,
         version: &dyn Fn(&[u8]) -> Loaded,
     ) -> Result<(Vec<Check>, Recovery)> {
         self.fill(left)?;
-        for path in unreadable {
+        for path in &harmed.unreadable {
             let path = self.runner.scope.root.join(path);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o000))
                 .context(format_args!("change the mode of {}", path.display()))?;
         }
         self.runner.keep()?;
         let mut recovery = Recovery::default();
+        if let (Some(copy), Some(restore)) = (&harmed.restore, &self.restore) {
+            let said = restore.with("{backup}", copy).run(self.learned.timeout)?;
+            if said != Said::Yes {
+                recovery.load = Load::Failed(format!("--restore: {said:?}"));
+                return Ok((Vec::new(), recovery));
+            }
+        }
         let Some(recover) = self.recover.as_ref() else { return Ok((Vec::new(), recovery)) };
         let (said, printed) = recover.run_and_hear(self.learned.timeout)?;
         recovery.load = match said {

@@ -549,7 +549,7 @@ fn in_memory(length: u64) -> Result<usize, NotModelled> {
 }
 
 /// Indices of one recording: the harness keeps far fewer than 2^32 ops and bytes.
-pub(super) fn count(n: usize) -> u32 {
+pub(crate) fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 

@@ -219,7 +219,7 @@ impl StateManager {
         let now = (inner.options.clock)();
         let Inner { options, events, .. } = &mut *inner;
         let state = checked(&found, options, now, events)?;
-        inner.save(&self.directory, state)
+        inner.save_because(&self.directory, state, None)
     }
 
     /// Sends an order: it is written down first, so that whatever happens then, the next start knows its
@@ -306,19 +306,20 @@ fn checked(
 }
 
 impl Inner {
+    /// Saves a state that was changed now.
     fn save(&mut self, directory: &Path, state: State) -> Result<(), ManagerError> {
-        self.save_because(directory, state, None)
+        let updated_at = (self.options.clock)();
+        self.save_because(directory, State { updated_at, ..state }, None)
     }
 
     /// Saves a state, and backs it up if that is wanted or due.
     fn save_because(
         &mut self,
         directory: &Path,
-        mut state: State,
+        state: State,
         wanted: Option<Reason>,
     ) -> Result<(), ManagerError> {
         let now = (self.options.clock)();
-        state.updated_at = now;
         if let Some(complaint) = state.complaints().into_iter().next() {
             return Err(ManagerError::Invalid(complaint));
         }

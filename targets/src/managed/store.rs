@@ -328,3 +328,22 @@ pub fn backup(directory: &Path, name: &str, codec: &Codec) -> Result<Found, Stor
         Ok(found) => Ok(Found { backup: Some(name.to_owned()), ..found }),
     }
 }
+
+/// Makes a state that was found in a backup the newest one, so that no later backup takes its place.
+pub fn restore(
+    disk: &mut dyn Storage,
+    directory: &Path,
+    found: &Found,
+    codec: &Codec,
+) -> io::Result<()> {
+    let newest = backups(directory).first().map_or(0, |backup| backup.sequence);
+    let current = whole(&directory.join(STATE_FILE), codec).map_or(0, |found| found.sequence);
+    let sequence = newest.max(current).max(found.sequence) + 1;
+    let sealed = envelope::seal(sequence, found.saved_at, found.state.as_bytes());
+    let target = directory.join(STATE_FILE);
+    if fs::symlink_metadata(&target).is_ok_and(|there| !there.is_file()) {
+        // A file can't be renamed over a directory.
+        disk.rename(&target, &directory.join(aside(directory, found.saved_at)))?;
+    }
+    replace(disk, directory, STATE_FILE, &codec.encode(sealed)?)
+}

@@ -68,3 +68,10 @@ pub fn load(directory: &Path) -> Result<Loaded, LoadError> {
     let origin = if found.backup.is_some() { Origin::Backup } else { Origin::File };
     Ok(Loaded { state, origin })
 }
+
+/// Goes back to a backup, as an operator does while nothing runs: it becomes the newest state.
+pub fn restore(disk: &mut dyn Storage, directory: &Path, backup: &str) -> io::Result<()> {
+    store::lock(disk, directory).map_err(error)?;
+    let found = store::backup(directory, backup, &Codec::default()).map_err(error)?;
+    store::restore(disk, directory, &found, &Codec::default())
+}

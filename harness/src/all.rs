@@ -68,10 +68,11 @@ pub fn run(options: &cli::Run, tell: &mut dyn FnMut(&run::Request)) -> Result<Al
     let mut all = All::default();
     for (name, _) in EMBEDDED {
         options.scenario = name.to_owned();
-        let one = match missing(&options, &Scenario::find(name)?) {
+        let scenario = Scenario::find(name)?;
+        let one = match missing(&options, &scenario) {
             Some(why) => One::Skipped(why),
             None => {
-                let request = request(&options)?;
+                let request = request(&meant(&options, scenario.fault))?;
                 tell(&request);
                 match run::run(&request) {
                     Ok(report) => One::Ran(Box::new(report)),
@@ -89,6 +90,19 @@ pub fn run(options: &cli::Run, tell: &mut dyn FnMut(&run::Request)) -> Result<Al
         }
     }
     Ok(all)
+}
+
+/// The options without those that are meant for other scenarios.
+fn meant(options: &cli::Run, fault: FaultKind) -> cli::Run {
+    let mut meant = options.clone();
+    if fault != FaultKind::PowerCut {
+        meant.images_max = None;
+    }
+    if fault != FaultKind::PowerLoss {
+        meant.states_max = None;
+        meant.profile.clear();
+    }
+    meant
 }
 
 /// What is not known of a program that a scenario must know.

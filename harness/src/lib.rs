@@ -32,6 +32,7 @@ pub mod exhaustive;
 pub mod history;
 pub mod judging;
 pub mod learner;
+pub mod listing;
 pub mod meeting;
 pub mod model;
 pub mod oracle;

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use crate::agenda::{Agenda, Front, Sampled};
 use crate::books::Books;
-use crate::confirm::Listed;
 use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
-use crate::exhaustive::{self, Exhausted};
-use crate::fault::{Fault, FaultKind, PowerCut};
+use crate::exhaustive::Exhausted;
+use crate::fault::{FaultKind, PowerCut};
 use crate::lab::{self, Lab};
-use crate::meeting;
-use crate::model::{Files, NotModelled};
+use crate::listing;
+use crate::model::Files;
 use crate::op::Trace;
 use crate::outcome::Outcome;
 use crate::plan::{Granularity, Planner, Seed};
@@ -28,8 +27,7 @@ use crate::record::{Brief, Record};
 use crate::report::{MODEL, Report, Row, Swept};
 use crate::results::{Kept, Plan, PlannedSubject, RunDirectory, SCHEMA};
 use crate::scenario::{Expectation, Scenario};
-use crate::steps;
-use crate::subject::{Kind, Prepared, Subject};
+use crate::subject::{Prepared, Subject};
 use crate::sweep::{self, Reach};
 use crate::tally::Tally;
 use crate::trial::Trial;
@@ -153,14 +151,14 @@ fn prepare_all(
             }
         })?;
         exhausted.push(match request.exhaustive {
-            Some(confirm) => exhaust(request, lab, &mut one, confirm)?,
+            Some(confirm) => listing::exhaust(request, lab, &mut one, confirm)?,
             None => None,
         });
         if request.fault == FaultKind::AtRest {
-            harm(request, stream, &mut one)?;
+            listing::harm(request, stream, &mut one)?;
         }
         if request.fault == FaultKind::Concurrent {
-            meet(request, &mut one);
+            listing::meet(request, &mut one);
         }
         if !request.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
@@ -177,73 +175,6 @@ fn prepare_all(
         prepared.push(one);
     }
     Ok((prepared, exhausted))
-}
-
-/// Lets the subject's trials be all harms that are asked for, or as many as there shall be.
-fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
-    let most = usize::try_from(request.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
-    let seed = Seed(request.seed.0 ^ stream as u64);
-    let rest = prepare::rest(one)?;
-    let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
-    one.planner = Planner::Listed(match whole {
-        true => Listed::of_all(faults),
-        false => Listed::of(faults),
-    });
-    Ok(())
-}
-
-/// Lets the subject meet another process before each of its ops, or before as many as there shall be.
-fn meet(request: &Request, one: &mut Prepared) {
-    let all = meeting::all(one.trace.ops.len());
-    let most = request.trials.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let whole = most >= all.len();
-    // Spread evenly.
-    let chosen = (0..most.min(all.len())).map(|n| all[n * all.len() / most.min(all.len())]);
-    let faults = chosen.map(Fault::Concurrent).collect();
-    one.meets = true;
-    one.planner = Planner::Listed(if whole { Listed::of_all(faults) } else { Listed::of(faults) });
-}
-
-/// How many harms of a built-in strategy there may be before a sample must do: all of a state of 8 KiB.
-const HARMS_MAX: u64 = 80_000;
-
-/// Derives every state that a kill can leave, and makes the subject's trials those that confirm some
-/// of them. A subject that does not do the same in every run is really killed instead.
-fn exhaust(
-    request: &Request,
-    lab: &Lab,
-    one: &mut Prepared,
-    confirm: u64,
-) -> Result<Option<Exhausted>> {
-    let twin = match (&one.kind, one.twin.take()) {
-        (Kind::BuiltIn(subject), _) => prepare::record_again(subject, lab)?,
-        (Kind::Recorded(_) | Kind::Live(_), _) => one.trace.clone(),
-        (Kind::Command(_), Some(twin)) => twin,
-        (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
-    };
-    let files = one.history.files();
-    let is_state = |path: &Path| files.contains(&path.to_path_buf());
-    if let Some(n) = exhaustive::first_difference(&one.trace, &twin, &is_state) {
-        let what = one.trace.ops.get(n).or(twin.ops.get(n));
-        let what = what.map_or("its acks".to_owned(), |op| steps::call(op.call, &op.effect, 0));
-        one.notes.push(format!(
-            "its recording does not repeat, from op {n} on ({what}): nothing is derived, it is really \
-             killed instead"
-        ));
-        return Ok(None);
-    }
-    let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
-    let settled = |survivor| one.settled(survivor);
-    let (trace, before, promises) = (&one.trace, &one.before, &request.promises);
-    let exhausted =
-        exhaustive::exhaust(trace, before, &one.history, promises, &settled).map_err(unknown)?;
-    let count = usize::try_from(confirm).unwrap_or(usize::MAX);
-    let listed = match one.kind {
-        Kind::Recorded(_) => Listed::default(),
-        _ => Listed::choose(one, &twin, &exhausted, count, request.seed).map_err(unknown)?,
-    };
-    one.planner = Planner::Listed(listed);
-    Ok(Some(exhausted))
 }
 
 /// What there is to do.

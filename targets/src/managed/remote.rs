@@ -7,7 +7,7 @@ use std::time::Duration;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 
 use super::manager::Remote;
@@ -29,12 +29,19 @@ impl ObjectRemote {
         Self::new(Arc::new(store.with_fsync(true)))
     }
 
-    /// A bucket of a service that speaks S3; the keys come from the environment (`AWS_ACCESS_KEY_ID`, ...).
-    pub fn bucket(endpoint: &str, bucket: &str) -> Result<Self, String> {
-        let builder = AmazonS3Builder::from_env()
+    /// A bucket of a service that speaks S3. Without a key, which is its id and its secret, they come from
+    /// the environment (`AWS_ACCESS_KEY_ID`, ...).
+    pub fn bucket(endpoint: &str, bucket: &str, key: Option<(&str, &str)>) -> Result<Self, String> {
+        let mut builder = AmazonS3Builder::from_env();
+        if let Some((id, secret)) = key {
+            builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        }
+        let builder = builder
             .with_endpoint(endpoint)
             .with_bucket_name(bucket)
-            .with_allow_http(endpoint.starts_with("http://"));
+            .with_allow_http(endpoint.starts_with("http://"))
+            // What fails is tried again with the next backup.
+            .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() });
         Self::new(Arc::new(builder.build().map_err(|error| error.to_string())?))
     }
 
@@ -46,7 +53,8 @@ impl ObjectRemote {
 
 impl Remote for ObjectRemote {
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
-        let put = self.store.put(&Key::from(name), bytes.to_vec().into());
+        let key = Key::from(name);
+        let put = self.store.put(&key, bytes.to_vec().into());
         let put = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, put).await });
         match put {
             Ok(Ok(_)) => Ok(()),

@@ -1,0 +1,83 @@
+//! Subjects whose trials are a list: what there is to strike follows from the unbroken run.
+
+use std::path::Path;
+
+use crate::confirm::Listed;
+use crate::error::{Error, Result};
+use crate::exhaustive::{self, Exhausted};
+use crate::fault::Fault;
+use crate::lab::Lab;
+use crate::meeting;
+use crate::model::NotModelled;
+use crate::plan::{Planner, Seed};
+use crate::prepare;
+use crate::run::Request;
+use crate::steps;
+use crate::subject::{Kind, Prepared};
+
+/// Lets the subject's trials be all harms that are asked for, or as many as there shall be.
+pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
+    let most = usize::try_from(request.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
+    let seed = Seed(request.seed.0 ^ stream as u64);
+    let rest = prepare::rest(one)?;
+    let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
+    one.planner = Planner::Listed(match whole {
+        true => Listed::of_all(faults),
+        false => Listed::of(faults),
+    });
+    Ok(())
+}
+
+/// Lets the subject meet another process before each of its ops, or before as many as there shall be.
+pub fn meet(request: &Request, one: &mut Prepared) {
+    let all = meeting::all(one.trace.ops.len());
+    let most = request.trials.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let whole = most >= all.len();
+    // Spread evenly.
+    let chosen = (0..most.min(all.len())).map(|n| all[n * all.len() / most.min(all.len())]);
+    let faults = chosen.map(Fault::Concurrent).collect();
+    one.meets = true;
+    one.planner = Planner::Listed(if whole { Listed::of_all(faults) } else { Listed::of(faults) });
+}
+
+/// How many harms of a built-in strategy there may be before a sample must do: all of a state of 8 KiB.
+const HARMS_MAX: u64 = 80_000;
+
+/// Derives every state that a kill can leave, and makes the subject's trials those that confirm some
+/// of them. A subject that does not do the same in every run is really killed instead.
+pub fn exhaust(
+    request: &Request,
+    lab: &Lab,
+    one: &mut Prepared,
+    confirm: u64,
+) -> Result<Option<Exhausted>> {
+    let twin = match (&one.kind, one.twin.take()) {
+        (Kind::BuiltIn(subject), _) => prepare::record_again(subject, lab)?,
+        (Kind::Recorded(_) | Kind::Live(_), _) => one.trace.clone(),
+        (Kind::Command(_), Some(twin)) => twin,
+        (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
+    };
+    let files = one.history.files();
+    let is_state = |path: &Path| files.contains(&path.to_path_buf());
+    if let Some(n) = exhaustive::first_difference(&one.trace, &twin, &is_state) {
+        let what = one.trace.ops.get(n).or(twin.ops.get(n));
+        let what = what.map_or("its acks".to_owned(), |op| steps::call(op.call, &op.effect, 0));
+        one.notes.push(format!(
+            "its recording does not repeat, from op {n} on ({what}): nothing is derived, it is really \
+             killed instead"
+        ));
+        return Ok(None);
+    }
+    let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
+    let settled = |survivor| one.settled(survivor);
+    let (trace, before, promises) = (&one.trace, &one.before, &request.promises);
+    let exhausted =
+        exhaustive::exhaust(trace, before, &one.history, promises, &settled).map_err(unknown)?;
+    let count = usize::try_from(confirm).unwrap_or(usize::MAX);
+    let listed = match one.kind {
+        Kind::Recorded(_) => Listed::default(),
+        _ => Listed::choose(one, &twin, &exhausted, count, request.seed).map_err(unknown)?,
+    };
+    one.planner = Planner::Listed(listed);
+    Ok(Some(exhausted))
+}

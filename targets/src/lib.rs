@@ -11,6 +11,7 @@ mod state;
 mod storage;
 mod strategy;
 mod temp;
+mod ways;
 
 pub use log::LOG_FILE;
 pub use state::{BotState, Order, Position, STATE_BYTES_MAX, STATE_BYTES_MIN, Version};

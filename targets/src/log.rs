@@ -122,7 +122,7 @@ pub fn append(
     }
     written.and(disk.close(file))?;
     if is_new {
-        crate::strategy::sync_directory(disk, directory)?;
+        crate::ways::sync_directory(disk, directory)?;
     }
     if when == Ack::Synced {
         ack(version.number);

@@ -7,17 +7,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use crashtest_targets::{Disk, Origin, read_file};
+use crashtest_targets::{Disk, Origin};
 
+use super::builtin::save_again;
 use super::command::CommandInjector;
-use super::{Injector, Left, Recovered};
+use super::{Injector, Left};
 use crate::at_rest::{Harmed, Rest};
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
-use crate::outcome::{
-    Check, Content, Exit, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
-};
+use crate::outcome::{Check, Content, Exit, Load, Loaded, NextSave, Outcome, Recovery, Survivor};
 use crate::power::survivor::Node;
 use crate::subject::{BuiltIn, Kind, Prepared};
 
@@ -101,18 +100,6 @@ impl Injector for AtRest<'_> {
         faults.iter().map(|fault| self.one(fault)).collect()
     }
 
-    fn confront(&mut self, _: &Left) -> Result<(Vec<Check>, Recovery)> {
-        Err(Error::internal("what lies at rest is harmed, not shown"))
-    }
-
-    fn recover(&mut self, _: &Left) -> Result<Option<Recovered>> {
-        Err(Error::internal("what lies at rest is harmed, not recovered"))
-    }
-
-    fn explain(&mut self, _: &Fault) -> Result<Vec<Step>> {
-        Ok(Vec::new())
-    }
-
     fn keep_in(&mut self, directory: PathBuf) {
         self.keep = Some(directory);
     }
@@ -152,7 +139,7 @@ impl OfBuiltIn<'_> {
             None => {
                 lab::remove_tree(&self.directory)?;
                 fs::create_dir_all(&self.directory)?;
-                self.left(BTreeMap::new()).unfold(&self.directory)?;
+                left(self.rest, &BTreeMap::new()).unfold(&self.directory)?;
             }
             Some(changed) => {
                 for path in changed.iter().filter(|path| !harmed.changed.contains_key(*path)) {
@@ -170,30 +157,11 @@ impl OfBuiltIn<'_> {
         Ok(())
     }
 
-    fn left(&self, changed: BTreeMap<PathBuf, Option<Node>>) -> Left {
-        left(self.rest, &changed)
-    }
-
     fn loaded(&self) -> (Load, Loaded) {
         match self.subject.strategy.load(&self.directory) {
             Ok(loaded) if loaded.origin == Origin::Default => (Load::Default, Loaded::Unknown),
             Ok(loaded) => (Load::Loaded, self.subject.loaded(&loaded.state)),
             Err(error) => (Load::Failed(error.to_string()), Loaded::Unknown),
-        }
-    }
-
-    fn saved_again(&self) -> NextSave {
-        let (strategy, next) = (self.subject.strategy, self.subject.next());
-        let mut disk = Disk::default();
-        let saved = strategy
-            .start(&mut disk, &self.directory)
-            .and_then(|()| strategy.save(&mut disk, &self.directory, next, &mut |_| {}));
-        let file = self.directory.join(strategy.state_file());
-        match (saved, read_file(&file, next.json.len())) {
-            (Ok(()), Ok(bytes)) if strategy.holds(&bytes, next) => NextSave::Saved,
-            (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
-            (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),
-            (Err(error), _) => NextSave::Failed(format!("the next save failed: {error}")),
         }
     }
 }
@@ -223,7 +191,7 @@ impl Loads for OfBuiltIn<'_> {
             catch_unwind(AssertUnwindSafe(|| self.loaded())).unwrap_or_else(panicked);
         let mut next_save = NextSave::NotTried;
         if thorough {
-            next_save = self.saved_again();
+            next_save = save_again(self.subject, &self.directory);
             self.changed = None;
         }
         Ok((Vec::new(), Recovery { load, loaded, next_save, leftovers: Vec::new() }))

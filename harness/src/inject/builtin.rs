@@ -250,23 +250,27 @@ impl Slot {
     }
 
     fn load_and_save(&self, subject: &BuiltIn) -> (Load, NextSave) {
-        let (strategy, next) = (subject.strategy, subject.next());
-        let load = match strategy.load(&self.directory) {
+        let load = match subject.strategy.load(&self.directory) {
             Ok(loaded) if loaded.origin == Origin::Default => Load::Default,
             Ok(_) => Load::Loaded,
             Err(error) => Load::Failed(error.to_string()),
         };
-        let mut disk = Disk::default();
-        let saved = strategy
-            .start(&mut disk, &self.directory)
-            .and_then(|()| strategy.save(&mut disk, &self.directory, next, &mut |_| {}));
-        let next_save = match (saved, read_file(&self.state, next.json.len())) {
-            (Ok(()), Ok(bytes)) if strategy.holds(&bytes, next) => NextSave::Saved,
-            (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
-            (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),
-            (Err(error), _) => NextSave::Failed(format!("the next save failed: {error}")),
-        };
-        (load, next_save)
+        (load, save_again(subject, &self.directory))
+    }
+}
+
+/// Starts the strategy in a directory and saves the next version.
+pub(super) fn save_again(subject: &BuiltIn, directory: &Path) -> NextSave {
+    let (strategy, next) = (subject.strategy, subject.next());
+    let mut disk = Disk::default();
+    let saved = strategy
+        .start(&mut disk, directory)
+        .and_then(|()| strategy.save(&mut disk, directory, next, &mut |_| {}));
+    match (saved, read_file(&directory.join(strategy.state_file()), next.json.len())) {
+        (Ok(()), Ok(bytes)) if strategy.holds(&bytes, next) => NextSave::Saved,
+        (Ok(()), Ok(_)) => NextSave::Failed("what was saved is not what is there".to_owned()),
+        (Ok(()), Err(error)) => NextSave::Failed(error.to_string()),
+        (Err(error), _) => NextSave::Failed(format!("the next save failed: {error}")),
     }
 }
 

@@ -12,18 +12,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::Injector;
 use super::builtin::Slot;
 use super::builtin_recorder;
 use super::command::CommandInjector;
 use super::resident::{Observer, Resident, Sight};
 use super::runner::Runner;
-use super::{Injector, Left, Recovered};
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
 use crate::meeting::{self, Meeting, Second, Then};
 use crate::os::process::{self, Ended, fork_child, wait_at_most, wait_for};
-use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Step, Survivor};
+use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Survivor};
 use crate::subject::{BuiltIn, Command, Kind, Prepared};
 
 /// How long the second may take before it is taken to wait for the first.
@@ -104,18 +104,6 @@ impl<'a> Meetings<'a> {
 impl Injector for Meetings<'_> {
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>> {
         faults.iter().map(|fault| self.one(fault)).collect()
-    }
-
-    fn confront(&mut self, _: &Left) -> Result<(Vec<Check>, Recovery)> {
-        Err(Error::internal("two that meet are not shown anything"))
-    }
-
-    fn recover(&mut self, _: &Left) -> Result<Option<Recovered>> {
-        Err(Error::internal("two that meet are not recovered"))
-    }
-
-    fn explain(&mut self, _: &Fault) -> Result<Vec<Step>> {
-        Ok(Vec::new())
     }
 
     fn keep_in(&mut self, directory: PathBuf) {

@@ -86,11 +86,17 @@ pub trait Injector {
     /// Does trials and reports the facts of each.
     fn inject(&mut self, faults: &[Fault]) -> Result<Vec<Outcome>>;
     /// Shows the subject a directory as its next start would find it.
-    fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)>;
+    fn confront(&mut self, _left: &Left) -> Result<(Vec<Check>, Recovery)> {
+        Err(Error::internal("this subject is shown nothing"))
+    }
     /// Records what the subject does to recover from such a directory, if it has a way to.
-    fn recover(&mut self, left: &Left) -> Result<Option<Recovered>>;
-    /// Does a trial again to see what the subject does from the strike on.
-    fn explain(&mut self, fault: &Fault) -> Result<Vec<Step>>;
+    fn recover(&mut self, _left: &Left) -> Result<Option<Recovered>> {
+        Err(Error::internal("this subject is shown nothing"))
+    }
+    /// Does a trial again to see what the subject does from the strike on, if it is told of that.
+    fn explain(&mut self, _fault: &Fault) -> Result<Vec<Step>> {
+        Ok(Vec::new())
+    }
     /// Keeps a copy of what the next trial leaves, before any check or recovery.
     fn keep_in(&mut self, directory: PathBuf);
 }

@@ -57,6 +57,10 @@ class Unknown(Exception):
     """A broker's answer did not come: what was asked may have been done, or not."""
 
 
+class Refused(Exception):
+    """A broker does not take an order."""
+
+
 def rfc3339(at):
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -371,7 +375,10 @@ class StateManager:
                 for link in ("parent", "stop", "profit"):
                     order.setdefault(link, None)
                 self.update(lambda state: state["orders"].append(order))
-            broker.submit(order)
+            try:
+                broker.submit(order)
+            except Refused:
+                pass  # The ledger does not have it, so that it becomes what it is: rejected.
             self._bring_in_line(broker)
             return next(one["status"] for one in self.state["orders"] if one["id"] == order["id"])
 
@@ -393,13 +400,20 @@ class StateManager:
                 broker.cancel(order["id"])
                 self.say(f"order {order['id']} is nobody's, and is cancelled")
 
+    def _fill(self, state, order, price):
+        quantity = order["quantity"] if order["action"] == "buy" else -order["quantity"]
+        for position in state["positions"]:
+            if position["symbol"] == order["symbol"]:
+                position["quantity"] += quantity
+                break
+        else:
+            state["positions"].append(
+                {"symbol": order["symbol"], "quantity": quantity, "entry_price": price, "order": order["id"]}
+            )
+        state["positions"] = [p for p in state["positions"] if p["quantity"]]
+        self._set_balance(state, state["current_balance"] - price * quantity, f"order {order['id']} filled")
+
     def _apply(self, state, ledger):
-        for settlement in ledger["settlements"]:
-            if settlement["id"] not in state["settled"]:
-                state["settled"] = sorted([*state["settled"], settlement["id"]])
-                state["positions"] = [p for p in state["positions"] if p["symbol"] != settlement["symbol"]]
-                self.say(f"settlement {settlement['id']}: {settlement['profit']} cents")
-                self._realise(state, settlement["profit"], f"settlement {settlement['id']}")
         theirs = {order["id"]: order for order in ledger["orders"]}
         for order in state["orders"]:
             status = theirs[order["id"]]["status"] if order["id"] in theirs else order["status"]
@@ -408,6 +422,17 @@ class StateManager:
             if status != order["status"]:
                 order["status"] = status
                 self.say(f"order {order['id']} is {status}")
+                if status == "filled":
+                    self._fill(state, order, theirs[order["id"]]["price"])
+        for settlement in ledger["settlements"]:
+            if settlement["id"] not in state["settled"]:
+                state["settled"] = sorted([*state["settled"], settlement["id"]])
+                ended = [p for p in state["positions"] if p["symbol"] == settlement["symbol"]]
+                # What it had cost is cash again.
+                state["current_balance"] += sum(p["entry_price"] * p["quantity"] for p in ended)
+                state["positions"] = [p for p in state["positions"] if p not in ended]
+                self.say(f"settlement {settlement['id']}: {settlement['profit']} cents")
+                self._realise(state, settlement["profit"], f"settlement {settlement['id']}")
         held = {position["symbol"]: position for position in state["positions"]}
         for symbol in sorted(held.keys() | ledger["positions"].keys()):
             quantity = ledger["positions"].get(symbol, 0)

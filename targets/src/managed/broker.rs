@@ -89,16 +89,17 @@ pub struct Reconciled {
 /// ledger is right.
 pub fn reconcile(state: &mut State, ledger: &Ledger, now: DateTime<Utc>) -> Reconciled {
     let mut done = Reconciled::default();
-    for settlement in &ledger.settlements {
-        done.events.extend(state.settle(settlement, now));
-    }
     let theirs: BTreeMap<&str, &BrokerOrder> =
         ledger.orders.iter().map(|order| (order.id.as_str(), order)).collect();
+    let mut filled = Vec::new();
     for order in &mut state.orders {
         let id = order.id.clone();
         match theirs.get(id.as_str()) {
             Some(known) if known.status != order.status => {
                 order.status = known.status;
+                if known.status == Status::Filled {
+                    filled.push((id.clone(), known.price));
+                }
                 done.events.push(Event::OrderUpdated { id, status: known.status });
             }
             None if !order.status.is_final() => {
@@ -107,6 +108,12 @@ pub fn reconcile(state: &mut State, ledger: &Ledger, now: DateTime<Utc>) -> Reco
             }
             Some(_) | None => {}
         }
+    }
+    for (id, price) in filled {
+        done.events.extend(state.fill(&id, price, now));
+    }
+    for settlement in &ledger.settlements {
+        done.events.extend(state.settle(settlement, now));
     }
     let ours: BTreeSet<&str> = state.orders.iter().map(|order| order.id.as_str()).collect();
     let orphan =
@@ -226,13 +233,16 @@ mod tests {
     #[test]
     fn a_position_that_was_settled_while_the_bot_was_down_is_applied_once() {
         let mut state = state(vec![order("o1", Status::Filled)]);
+        state.current_balance = 95_000;
         let (symbol, order) = ("UP".to_owned(), "o1".to_owned());
         state.positions.push(Position { symbol, quantity: 10, entry_price: 500, order });
         let settlements = vec![Settlement { id: "s1".into(), symbol: "UP".into(), profit: 700 }];
         let orders = vec![theirs("o1", Status::Filled)];
         let ledger = Ledger { cash: 100_700, settlements, orders, ..Ledger::default() };
-        reconcile(&mut state, &ledger, DateTime::UNIX_EPOCH);
-        reconcile(&mut state, &ledger, DateTime::UNIX_EPOCH);
+        let done = reconcile(&mut state, &ledger, DateTime::UNIX_EPOCH);
+        let corrected = |event: &Event| matches!(event, Event::BalanceCorrected { .. });
+        assert!(!done.events.iter().any(corrected), "{:?}", done.events);
+        assert_eq!(reconcile(&mut state, &ledger, DateTime::UNIX_EPOCH).events, []);
         assert_eq!((state.current_balance, state.realised_profit), (100_700, 700));
         assert_eq!((state.peak_balance, state.positions.len()), (100_700, 0));
     }

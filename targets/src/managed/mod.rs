@@ -17,6 +17,7 @@ pub mod event;
 pub mod manager;
 #[cfg(feature = "remote")]
 pub mod remote;
+pub mod server;
 pub mod state;
 pub mod store;
 pub(crate) mod strategy;

@@ -283,10 +283,39 @@ impl State {
         if !self.settled.insert(id.clone()) {
             return Vec::new();
         }
+        let ended = self.positions.iter().filter(|position| position.symbol == *symbol);
+        // What it had cost is cash again.
+        self.current_balance += ended.map(|p| p.entry_price * p.quantity).sum::<i64>();
         self.positions.retain(|position| position.symbol != *symbol);
         let mut events = vec![Event::Settled { id: id.clone(), profit: *profit }];
         events.extend(self.realise(*profit, &format!("settlement {id}"), now));
         events
+    }
+
+    /// Applies an order that was carried out at this price.
+    pub fn fill(&mut self, id: &str, price: i64, now: DateTime<Utc>) -> Vec<Event> {
+        let Some(order) = self.order(id).cloned() else { return Vec::new() };
+        let quantity = match order.action {
+            Action::Buy => order.quantity,
+            Action::Sell => -order.quantity,
+        };
+        match self.positions.iter().position(|position| position.symbol == order.symbol) {
+            Some(at) => {
+                self.positions[at].quantity += quantity;
+                if self.positions[at].quantity == 0 {
+                    self.positions.remove(at);
+                }
+            }
+            None => {
+                let (symbol, order) = (order.symbol, order.id);
+                self.positions.push(Position { symbol, quantity, entry_price: price, order });
+            }
+        }
+        self.set_balance(
+            self.current_balance - price * quantity,
+            &format!("order {id} filled"),
+            now,
+        )
     }
 
     /// The loss since the peak as a share of it, 0 to 1.
@@ -353,7 +382,7 @@ mod tests {
         let won = Settlement { id: "s1".into(), symbol: "UP".into(), profit: 20_000 };
         let events = state.settle(&won, DateTime::UNIX_EPOCH);
         let raised =
-            Event::PeakChanged { from: 100_000, to: 115_000, reason: "settlement s1".into() };
+            Event::PeakChanged { from: 100_000, to: 120_000, reason: "settlement s1".into() };
         assert_eq!(events, [Event::Settled { id: "s1".into(), profit: 20_000 }, raised]);
     }
 

@@ -50,15 +50,25 @@ fn files_in(directory: &Path, below: &Path, files: &mut BTreeMap<String, Vec<u8>
         if kind.is_dir() {
             files_in(directory, &path, files);
         } else if kind.is_file() {
-            files.insert(plain_name(&path), fs::read(entry.path()).unwrap());
+            files.insert(plain_name(&path), plain_bytes(&path, fs::read(entry.path()).unwrap()));
         }
     }
 }
 
 fn plain_name(path: &Path) -> String {
-    let name = path.display().to_string();
-    let random = name.strip_prefix(".state").is_some();
-    if random { ".state.RANDOM".to_owned() } else { name }
+    let name = path.file_name().unwrap().to_string_lossy();
+    match name.starts_with(".state") {
+        true => path.with_file_name(".state.RANDOM").display().to_string(),
+        false => path.display().to_string(),
+    }
+}
+
+/// The same without the number of the process, which the lock has.
+fn plain_bytes(path: &Path, mut bytes: Vec<u8>) -> Vec<u8> {
+    if path == Path::new("state.lock") {
+        bytes.retain(|byte| !byte.is_ascii_digit());
+    }
+    bytes
 }
 
 fn check(subject: &Subject) {
@@ -79,7 +89,7 @@ fn check(subject: &Subject) {
         let implied: BTreeMap<_, _> = implied
             .paths()
             .filter_map(|path| match implied.get(path)? {
-                Node::File(bytes) => Some((plain_name(path), bytes.clone())),
+                Node::File(bytes) => Some((plain_name(path), plain_bytes(path, bytes.clone()))),
                 Node::Symlink(_) | Node::Directory => None,
             })
             .collect();

@@ -113,6 +113,9 @@ fn missing(options: &cli::Run, scenario: &Scenario) -> Option<String> {
     if scenario.fault == FaultKind::AtRest && options.about.recover.is_none() {
         return Some("needs --recover CMD, which loads the state as the program does".to_owned());
     }
+    if scenario.fault == FaultKind::Parted {
+        return Some("is for strategies, whose bot and broker are known".to_owned());
+    }
     (scenario.harms.contains(&HarmKind::Restored) && options.about.restore.is_none())
         .then(|| "needs --restore 'CMD {backup}'".to_owned())
 }

@@ -94,7 +94,8 @@ impl Armed {
             | Fault::PowerLoss(_)
             | Fault::PowerCut(_)
             | Fault::AtRest(_)
-            | Fault::Concurrent(_) => Arms::Idle,
+            | Fault::Concurrent(_)
+            | Fault::Parted(_) => Arms::Idle,
             Fault::Errno(failing) => Arms::Failing(Box::new(failing.clone()), progress),
             Fault::DiskFull(DiskFull { kill_before, .. }) => Arms::Full(*kill_before, progress),
         };

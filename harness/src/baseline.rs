@@ -135,6 +135,7 @@ pub fn learn(
         twin,
         rest,
         meets: false,
+        parts: false,
         notes,
     })
 }

@@ -13,6 +13,7 @@ use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
 use crate::meeting::{Meeting, Second as SecondProcess};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
+use crate::parting::{Parting, Sides};
 use crate::plan::PAGE_BYTES;
 use crate::power::Time;
 use crate::power::survivor::CrashState;
@@ -43,6 +44,8 @@ pub enum Fault {
     AtRest(Harming),
     /// Another process saves while it does.
     Concurrent(Meeting),
+    /// The broker goes away, or the bot does.
+    Parted(Parting),
 }
 
 /// Of what a disk had seen, what it had when the power went.
@@ -149,6 +152,8 @@ pub enum FaultKind {
     AtRest,
     /// Two processes at once.
     Concurrent,
+    /// A bot and its broker part.
+    Parted,
 }
 
 /// Where a trial strikes, without how: violations of one place are kept once.
@@ -165,6 +170,8 @@ pub enum Place {
     Rest(Harming),
     /// Where two processes met.
     Meeting(Meeting),
+    /// When a bot and its broker parted.
+    Parting(Parting),
     /// Some moment.
     Moment,
 }
@@ -254,6 +261,11 @@ pub enum Struck {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         whole: Option<usize>,
     },
+    /// A bot and its broker.
+    Parted {
+        /// What both then said.
+        sides: Sides,
+    },
     /// Another process.
     Met {
         /// What that has done.
@@ -283,6 +295,7 @@ impl Fault {
             Self::PowerCut(_) => FaultKind::PowerCut,
             Self::AtRest(_) => FaultKind::AtRest,
             Self::Concurrent(_) => FaultKind::Concurrent,
+            Self::Parted(_) => FaultKind::Parted,
         }
     }
 
@@ -299,7 +312,8 @@ impl Fault {
             | Self::PowerLoss(_)
             | Self::PowerCut(_)
             | Self::AtRest(_)
-            | Self::Concurrent(_) => Nature::Natural,
+            | Self::Concurrent(_)
+            | Self::Parted(_) => Nature::Natural,
         }
     }
 
@@ -314,7 +328,8 @@ impl Fault {
             | Self::PowerLoss(_)
             | Self::PowerCut(_)
             | Self::AtRest(_)
-            | Self::Concurrent(_) => None,
+            | Self::Concurrent(_)
+            | Self::Parted(_) => None,
         }
     }
 
@@ -333,6 +348,7 @@ impl Fault {
             Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops.unwrap_or(0)), Point::Before),
             Self::AtRest(harming) => Place::Rest(*harming),
             Self::Concurrent(meeting) => Place::Meeting(*meeting),
+            Self::Parted(parting) => Place::Parting(*parting),
         }
     }
 
@@ -378,7 +394,8 @@ impl FaultKind {
             | Self::PowerLoss
             | Self::PowerCut
             | Self::AtRest
-            | Self::Concurrent => false,
+            | Self::Concurrent
+            | Self::Parted => false,
             Self::ShortWrite | Self::Errno | Self::DiskFull => true,
         }
     }
@@ -405,7 +422,8 @@ impl FaultKind {
             | Self::PowerLoss
             | Self::PowerCut
             | Self::AtRest
-            | Self::Concurrent => false,
+            | Self::Concurrent
+            | Self::Parted => false,
             Self::Errno | Self::DiskFull => true,
         }
     }
@@ -472,6 +490,7 @@ impl fmt::Display for Fault {
             Self::PowerCut(cut) => cut.fmt(f),
             Self::AtRest(harming) => harming.fmt(f),
             Self::Concurrent(meeting) => meeting.fmt(f),
+            Self::Parted(parting) => parting.fmt(f),
         }
     }
 }
@@ -534,6 +553,7 @@ impl fmt::Display for Struck {
             }
             Self::Moment { delay_us } => write!(f, "after {delay_us:?}"),
             Self::Unseen => f.write_str("no call that was seen"),
+            Self::Parted { .. } => f.write_str("between a bot and its broker"),
             Self::Met { second } => {
                 write!(f, "another process, which acknowledged {} saves", second.acks)
             }

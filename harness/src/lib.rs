@@ -10,6 +10,7 @@ pub mod fault;
 pub mod file_system;
 pub mod op;
 pub mod outcome;
+pub mod parting;
 pub mod record;
 pub mod recorded;
 pub mod recording;

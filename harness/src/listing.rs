@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use crate::confirm::Listed;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::exhaustive::{self, Exhausted};
 use crate::fault::Fault;
-use crate::lab::Lab;
+use crate::inject::outside;
+use crate::lab::{self, Lab};
 use crate::meeting;
 use crate::model::NotModelled;
+use crate::parting;
 use crate::plan::{Planner, Seed};
 use crate::prepare;
 use crate::run::Request;
@@ -25,6 +27,22 @@ pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> 
         true => Listed::of_all(faults),
         false => Listed::of(faults),
     });
+    Ok(())
+}
+
+/// Lets the bot of the subject and its broker part at each moment.
+pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
+    let Kind::BuiltIn(subject) = &one.kind else {
+        return Err(Error::usage("it is not known how the program speaks with its broker")
+            .help("give a strategy; of a program, run sigkill with a --check that compares it with the broker"));
+    };
+    let directory = lab.path().join("outside");
+    let unbroken = outside::unbroken(subject.strategy, &directory);
+    lab::remove_tree(&directory).context("remove the directory of the unbroken life")?;
+    let (calls, requests) = unbroken?;
+    let all = parting::all(calls, requests, request.scenario.ledger_moves_on);
+    one.parts = true;
+    one.planner = Planner::Listed(Listed::of_all(all.into_iter().map(Fault::Parted).collect()));
     Ok(())
 }
 

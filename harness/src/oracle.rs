@@ -9,6 +9,7 @@ use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
 use crate::meeting;
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
+use crate::parting;
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// Judges one trial by the promises that the scenario asks about.
@@ -16,6 +17,9 @@ use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>) -> Verdict {
     if let Fault::AtRest(harming) = outcome.fault {
         return of_promises(at_rest::judge(outcome, harming), promises);
+    }
+    if let Fault::Parted(parting) = outcome.fault {
+        return of_promises(parting::judge(outcome, parting), promises);
     }
     if let Fault::Concurrent(meeting) = outcome.fault {
         return of_promises(meeting::judge(outcome, history, meeting), promises);

@@ -213,7 +213,8 @@ impl Sampler {
             | FaultKind::PowerLoss
             | FaultKind::PowerCut
             | FaultKind::AtRest
-            | FaultKind::Concurrent => None,
+            | FaultKind::Concurrent
+            | FaultKind::Parted => None,
             FaultKind::Kill | FaultKind::ShortWrite => {
                 Some(self.boundaries.len() as u64 + self.places_inside())
             }

@@ -87,6 +87,7 @@ fn recorded(
         twin,
         rest,
         meets: false,
+        parts: false,
         notes,
     })
 }
@@ -121,6 +122,7 @@ fn live(
         twin,
         rest,
         meets: false,
+        parts: false,
         notes,
     })
 }
@@ -181,6 +183,7 @@ fn built_in(
         twin: None,
         rest: None,
         meets: false,
+        parts: false,
         notes: Vec::new(),
     })
 }

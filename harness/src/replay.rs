@@ -94,6 +94,7 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         prepare::rest(&mut prepared)?;
     }
     prepared.meets = kind == FaultKind::Concurrent;
+    prepared.parts = kind == FaultKind::Parted;
     let prepared = prepared;
     let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;

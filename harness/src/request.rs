@@ -139,6 +139,11 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
             return Err(Error::usage("how the program is restored is not known")
                 .help("say it with --restore 'CMD {backup}'"));
         }
+        if scenario.fault == FaultKind::Parted {
+            return Err(Error::usage("it is not known how the program speaks with its broker").help(
+                "give a strategy; of a program, run sigkill with a --check that compares it with the broker",
+            ));
+        }
         if command.ack.is_none()
             && !scenario.fault.is_power()
             && scenario.fault != FaultKind::AtRest
@@ -163,7 +168,7 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
 fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Option<u64>> {
     let sweeps = fault.is_swept();
     let usual = match scenario.trials {
-        None if matches!(fault, FaultKind::AtRest | FaultKind::Concurrent) => {
+        None if !fault.is_drawn() && !sweeps => {
             (!options.program.is_empty()).then_some(PROGRAM_TRIALS)
         }
         // Killed after a random time, whatever the scenario was about.
@@ -372,6 +377,7 @@ fn chosen(
         (Promise::Atomic, !at_rest, "a fault that strikes while the program saves"),
         (Promise::Durable, at_rest || command.ack.is_some(), "--ack"),
         (Promise::Sound, at_rest, "the scenario corrupt or deleted"),
+        (Promise::Consistent, false, "a strategy, and the scenario disconnect or stale"),
         (Promise::Checked, own, "--check, --schema or --invariant"),
         (Promise::Recoverable, command.recover.is_some(), "--recover"),
         (

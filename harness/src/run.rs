@@ -160,6 +160,9 @@ fn prepare_all(
         if request.fault == FaultKind::Concurrent {
             listing::meet(request, &mut one);
         }
+        if request.fault == FaultKind::Parted {
+            listing::part(request, lab, &mut one)?;
+        }
         if !request.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);

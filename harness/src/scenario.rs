@@ -18,7 +18,7 @@ use crate::tally::Tally;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
-pub const EMBEDDED: [(&str, &str); 10] = [
+pub const EMBEDDED: [(&str, &str); 12] = [
     ("sigkill", include_str!("../../scenarios/sigkill.toml")),
     ("shortwrite", include_str!("../../scenarios/shortwrite.toml")),
     ("enospc", include_str!("../../scenarios/enospc.toml")),
@@ -29,6 +29,8 @@ pub const EMBEDDED: [(&str, &str); 10] = [
     ("deleted", include_str!("../../scenarios/deleted.toml")),
     ("restore", include_str!("../../scenarios/restore.toml")),
     ("concurrent", include_str!("../../scenarios/concurrent.toml")),
+    ("disconnect", include_str!("../../scenarios/disconnect.toml")),
+    ("stale", include_str!("../../scenarios/stale.toml")),
 ];
 
 /// A scenario, as its file says it.
@@ -68,6 +70,9 @@ pub struct Scenario {
     /// What happens to a state between two runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub harms: Vec<HarmKind>,
+    /// Whether the ledger of a broker moves on while a bot is down.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ledger_moves_on: bool,
     /// The built-in strategies that run when none is named.
     pub strategies: Vec<String>,
     /// The promises that are judged.
@@ -197,19 +202,24 @@ impl Scenario {
         // Whoever is killed is told of nothing, and can't keep it to himself.
         let killed = !self.fault.is_told();
         let at_rest = self.fault == FaultKind::AtRest;
+        let parted = self.fault == FaultKind::Parted;
         let unjudged = |promise: Promise| match promise {
             Promise::Honest => killed,
             Promise::Checked => true,
             // It is the harness that breaks the bytes.
-            Promise::Atomic | Promise::Tidy => at_rest,
+            Promise::Atomic | Promise::Tidy => at_rest || parted,
             Promise::Sound => !at_rest,
-            Promise::Durable | Promise::Recoverable => false,
+            Promise::Consistent => !parted,
+            Promise::Durable => parted,
+            Promise::Recoverable => false,
         };
         match self.promises.iter().find(|promise| unjudged(**promise)) {
             None => Ok(()),
             Some(promise) => {
                 let what = format!("{place}: `{}` is not judged by this fault", promise.name());
-                Err(Error::usage(what).help(if at_rest {
+                Err(Error::usage(what).help(if parted {
+                    "judge consistent or recoverable"
+                } else if at_rest {
                     "judge durable, sound or recoverable"
                 } else if killed {
                     "judge atomic, durable, recoverable or tidy"

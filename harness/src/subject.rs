@@ -311,6 +311,8 @@ pub struct Prepared {
     pub rest: Option<Rest>,
     /// Whether it meets another process of its kind.
     pub meets: bool,
+    /// Whether its bot and a broker part.
+    pub parts: bool,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

@@ -12,6 +12,8 @@ pub enum Promise {
     Durable,
     /// What the program loads is a state that was saved.
     Sound,
+    /// The program and the outside world agree.
+    Consistent,
     /// The user's own checks hold.
     Checked,
     /// The program loads what is left and can save again.
@@ -24,10 +26,11 @@ pub enum Promise {
 
 impl Promise {
     /// All promises, the most fundamental first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Atomic,
         Self::Durable,
         Self::Sound,
+        Self::Consistent,
         Self::Checked,
         Self::Recoverable,
         Self::Honest,
@@ -41,6 +44,7 @@ impl Promise {
             Self::Atomic => "atomic",
             Self::Durable => "durable",
             Self::Sound => "sound",
+            Self::Consistent => "consistent",
             Self::Checked => "checked",
             Self::Recoverable => "recoverable",
             Self::Honest => "honest",
@@ -71,6 +75,12 @@ pub enum ViolationKind {
     LostAck,
     /// The program took damage for its state.
     SilentDamage,
+    /// An order was sent twice.
+    DoubleOrder,
+    /// An order that the bot does not know.
+    OrphanOrder,
+    /// Other cash or positions than the ledger has.
+    Diverged,
     /// `--check` failed.
     CheckFailed,
     /// `--schema` does not hold.
@@ -105,6 +115,7 @@ impl ViolationKind {
             | Self::Unsynced => Promise::Atomic,
             Self::LostAck => Promise::Durable,
             Self::SilentDamage => Promise::Sound,
+            Self::DoubleOrder | Self::OrphanOrder | Self::Diverged => Promise::Consistent,
             Self::CheckFailed | Self::SchemaBroken | Self::InvariantBroken => Promise::Checked,
             Self::RecoveryFailed | Self::RecoveryHung | Self::Reset | Self::CannotSaveAgain => {
                 Promise::Recoverable
@@ -127,6 +138,9 @@ impl ViolationKind {
             Self::Unsynced => "not on disk",
             Self::LostAck => "lost ack",
             Self::SilentDamage => "damage taken",
+            Self::DoubleOrder => "double order",
+            Self::OrphanOrder => "orphan order",
+            Self::Diverged => "diverged",
             Self::CheckFailed => "check failed",
             Self::SchemaBroken => "schema broken",
             Self::InvariantBroken => "invariant broken",

@@ -128,6 +128,7 @@ fn what_can_not_be_judged_is_refused() {
         assert!(text.contains(words), "{text}");
     };
     says(&["--scenario", "corrupt", "--", "true"], "--recover CMD");
+    says(&["--scenario", "stale", "--", "true"], "give a strategy");
     says(&["--scenario", "restore", "--recover", "true", "--", "true"], "--restore");
     says(&["--scenario", "corrupt", "--depth", "2"], "--depth has no meaning");
     let sound = ["--promise", "sound", "--recover", "true", "--", "true"];
@@ -145,7 +146,7 @@ fn all_scenarios_come_in_one_table() {
     let output = run_in(results.path(), &[&of[..], &few, &["--json"]].concat());
     let all: Value = serde_json::from_slice(&output.stdout).unwrap();
     let scenarios = all["scenarios"].as_array().unwrap();
-    assert_eq!(scenarios.len(), 10);
+    assert_eq!(scenarios.len(), 12);
     for scenario in scenarios {
         let (name, one) = (&scenario[0], &scenario[1]);
         match one.get("skipped") {

@@ -5,6 +5,7 @@
 //! record and strike each storage call without the strategy knowing.
 #![forbid(unsafe_code)]
 
+pub mod bot;
 mod log;
 pub mod managed;
 mod state;

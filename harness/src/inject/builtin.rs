@@ -127,7 +127,8 @@ impl<'a> BuiltInInjector<'a> {
             | Fault::PowerLoss(_)
             | Fault::PowerCut(_)
             | Fault::AtRest(_)
-            | Fault::Concurrent(_) => Struck::Unseen,
+            | Fault::Concurrent(_)
+            | Fault::Parted(_) => Struck::Unseen,
         }
     }
 }

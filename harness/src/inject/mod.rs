@@ -23,6 +23,7 @@ pub mod hand;
 pub mod live;
 pub mod meeting;
 pub mod output;
+pub mod outside;
 pub mod recorder;
 pub mod resident;
 pub mod runner;
@@ -109,6 +110,9 @@ pub fn for_subject<'a>(
 ) -> Result<Box<dyn Injector + 'a>> {
     if prepared.rest.is_some() {
         return Ok(Box::new(at_rest::AtRest::new(prepared, room)?));
+    }
+    if let (true, Kind::BuiltIn(subject)) = (prepared.parts, &prepared.kind) {
+        return Ok(Box::new(outside::Outside::new(subject.strategy, room)));
     }
     if prepared.meets {
         return Ok(Box::new(meeting::Meetings::new(prepared, room)?));

@@ -151,6 +151,52 @@ impl Server {
     }
 }
 
+/// The same without a connection.
+impl Server {
+    /// Has a position ended.
+    pub fn settle(&mut self, settlement: Settlement) -> io::Result<()> {
+        self.carry_out(Request::Settle(settlement), Status::Filled).map(|_| ())
+    }
+
+    fn here(&mut self, request: Request) -> Result<Answer, BrokerError> {
+        match self.carry_out(request, Status::Filled) {
+            Ok(Answer::Refused(why)) => Err(BrokerError::Refused(why)),
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(BrokerError::Unknown(error.to_string())),
+        }
+    }
+}
+
+impl Broker for Server {
+    fn submit(&mut self, order: &Order) -> Result<BrokerOrder, BrokerError> {
+        self.here(Request::Submit(order.clone()))?.order()
+    }
+
+    fn cancel(&mut self, id: &str) -> Result<(), BrokerError> {
+        self.here(Request::Cancel(id.to_owned())).map(|_| ())
+    }
+
+    fn ledger(&mut self) -> Result<Ledger, BrokerError> {
+        self.here(Request::Ledger)?.ledger()
+    }
+}
+
+impl Answer {
+    fn order(self) -> Result<BrokerOrder, BrokerError> {
+        match self {
+            Self::Order(order) => Ok(order),
+            other => Err(BrokerError::Unknown(format!("{other:?} is no order"))),
+        }
+    }
+
+    fn ledger(self) -> Result<Ledger, BrokerError> {
+        match self {
+            Self::Ledger(ledger) => Ok(ledger),
+            other => Err(BrokerError::Unknown(format!("{other:?} is no ledger"))),
+        }
+    }
+}
+
 /// Carries out an order, once for each id.
 fn submit(ledger: &mut Ledger, order: &Order, status: Status) -> Result<BrokerOrder, String> {
     if let Some(known) = ledger.orders.iter().find(|known| known.id == order.id) {
@@ -220,10 +266,7 @@ impl Remote {
 
 impl Broker for Remote {
     fn submit(&mut self, order: &Order) -> Result<BrokerOrder, BrokerError> {
-        match self.ask(&Request::Submit(order.clone()))? {
-            Answer::Order(order) => Ok(order),
-            other => Err(BrokerError::Unknown(format!("{other:?} is no order"))),
-        }
+        self.ask(&Request::Submit(order.clone()))?.order()
     }
 
     fn cancel(&mut self, id: &str) -> Result<(), BrokerError> {
@@ -231,9 +274,6 @@ impl Broker for Remote {
     }
 
     fn ledger(&mut self) -> Result<Ledger, BrokerError> {
-        match self.ask(&Request::Ledger)? {
-            Answer::Ledger(ledger) => Ok(ledger),
-            other => Err(BrokerError::Unknown(format!("{other:?} is no ledger"))),
-        }
+        self.ask(&Request::Ledger)?.ledger()
     }
 }

@@ -71,7 +71,7 @@ fn every_strategy_breaks_what_it_must_on_every_profile_and_nothing_else() {
     }
     assert_eq!(breaks(row("atomic"), "atomic"), [""; 0]);
     assert_eq!(breaks(row("atomic"), "durable"), PROFILES);
-    for name in ["durable", "swallow-errors", "fsync-retry", "fsync-afresh", "log"] {
+    for name in ["durable", "swallow-errors", "fsync-retry", "fsync-afresh", "log", "managed"] {
         assert!(broken(row(name)).values().all(Vec::is_empty), "{name}");
     }
     for cell in row("durable")["cells"].as_array().unwrap() {

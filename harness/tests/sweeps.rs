@@ -45,7 +45,7 @@ fn told_apart<'a>(report: &'a serde_json::Value) -> (Vec<&'a str>, Vec<&'a str>)
 fn failing_calls_tell_every_bad_twin_from_its_good_twin() {
     let report = sweep_all(&["--scenario", "errno"]);
     let (good, bad) = told_apart(&report);
-    let logs = ["log", "log-no-checksum"];
+    let logs = ["log", "log-no-checksum", "managed"];
     let replaced = ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh"];
     assert_eq!(good, [&replaced[..], &logs].concat());
     assert_eq!(
@@ -75,7 +75,7 @@ fn failing_calls_tell_every_bad_twin_from_its_good_twin() {
 fn two_failures_in_one_run_do_no_harm_to_the_good() {
     let report = sweep_all(&["--scenario", "errno", "--depth", "2"]);
     let (good, _) = told_apart(&report);
-    let logs = ["log", "log-no-checksum"];
+    let logs = ["log", "log-no-checksum", "managed"];
     let replaced = ["atomic", "replace", "durable", "backup", "fsync-afresh"];
     assert_eq!(good, [&replaced[..], &logs].concat());
     // The temp file of a random name stays when its unlink fails, too.
@@ -112,7 +112,8 @@ fn a_full_disk_image_tells_the_bad_from_the_good() {
         assert_eq!(report["file_system"], kind.name());
         let (good, bad) = told_apart(&report);
         assert!(bad.contains(&"unsafe") && bad.contains(&"swallow-errors"), "{kind}: {bad:?}");
-        for name in ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh"] {
+        for name in ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh", "managed"]
+        {
             assert!(good.contains(&name), "{kind}: {name} is not among {good:?}");
         }
         if kind == FileSystem::Ext4 {
@@ -155,7 +156,7 @@ fn a_quota_tells_the_bad_from_the_good() {
     }
     let report = sweep_all(&["--scenario", "enospc", "--fs", "btrfs", "--axis", "quota"]);
     let (good, bad) = told_apart(&report);
-    for name in ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh"] {
+    for name in ["atomic", "replace", "mkstemp", "durable", "backup", "fsync-afresh", "managed"] {
         assert!(good.contains(&name), "{name} is not among {good:?}");
     }
     assert!(bad.contains(&"swallow-errors") && bad.contains(&"leaky"), "{bad:?}");

@@ -8,7 +8,7 @@
 //! whole is left, to refuse is right, and to begin with a default state is not, unless there is nothing
 //! at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ use crate::outcome::{Load, Loaded, NextSave, Outcome};
 use crate::plan::Seed;
 use crate::power::lower::count;
 use crate::power::survivor::Node;
-use crate::verdict::{Verdict, Violation, ViolationKind, Why};
+use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// Damage at rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -186,8 +186,8 @@ pub struct Rest {
     older: Vec<BTreeMap<PathBuf, Vec<u8>>>,
 }
 
-/// A directory that was harmed.
-#[derive(Clone, Debug)]
+/// A directory that was harmed; by default it was not.
+#[derive(Clone, Debug, Default)]
 pub struct Harmed {
     /// What is another now.
     pub changed: BTreeMap<PathBuf, Option<Node>>,
@@ -249,7 +249,7 @@ impl Rest {
         let mut random = ChaCha8Rng::seed_from_u64(seed.0);
         let bytes = usize::try_from(self.bytes()).unwrap_or(usize::MAX);
         let (mut few, mut whole) = (Vec::new(), true);
-        let (mut many, mut restored) = (Vec::new(), Vec::new());
+        let (mut many, mut alone) = (Vec::new(), Vec::new());
         for kind in kinds {
             match kind {
                 HarmKind::Cut => many.push((bytes, false)),
@@ -257,24 +257,30 @@ impl Rest {
                 HarmKind::Garbage => few.extend((0..4).map(|_| Harm::Garbage(random.next_u64()))),
                 HarmKind::Shape => few.extend((0..).zip(SHAPES).map(|(n, _)| Harm::Shape(n))),
                 HarmKind::Older => {
-                    few.extend((0..).zip(&self.older).map(|(n, _)| Harm::Older(n)));
+                    let whole = |(_, older): &(u32, &BTreeMap<PathBuf, Vec<u8>>)| {
+                        self.files.iter().all(|file| older.contains_key(file))
+                    };
+                    let older = (0..).zip(&self.older).filter(whole);
+                    alone.extend(older.map(|(n, _)| Harm::Older(n)));
                 }
                 HarmKind::Deleted => few.push(Harm::Deleted),
                 HarmKind::Directory => few.push(Harm::Directory),
                 HarmKind::Link => few.extend([Harm::Link, Harm::DanglingLink]),
                 HarmKind::Unreadable => few.push(Harm::Unreadable),
-                HarmKind::Restored => restored.extend(self.restored()),
+                HarmKind::Restored => alone.extend(self.restored()),
             }
         }
         let copies = match self.copies.len() {
             0 => &[Copies::Spared][..],
+            // Of several state files it is not known which copies belong together.
+            _ if self.files.len() > 1 => &[Copies::Spared, Copies::All],
             1 => &[Copies::Spared, Copies::All],
             _ => &[Copies::Spared, Copies::Newest, Copies::All],
         };
         let with = |how| copies.iter().map(move |copies| Harming { how, copies: *copies });
         let spared = |how| Harming { how, copies: Copies::Spared };
         let few = few.into_iter().flat_map(with);
-        let mut harms: Vec<Harming> = few.chain(restored.into_iter().map(spared)).collect();
+        let mut harms: Vec<Harming> = few.chain(alone.into_iter().map(spared)).collect();
         let share = most.saturating_sub(harms.len()) / many.len().max(1);
         // Of what happens to copies too, some.
         let of_copies = COPIES_HARMED.min(share / 4);
@@ -388,7 +394,7 @@ const COPIES_HARMED: usize = 64;
 /// What a load of a harmed directory is worth; the promises that are not asked about are for the caller
 /// to leave out.
 #[must_use]
-pub fn judge(outcome: &Outcome, harming: Harming) -> Verdict {
+pub fn judge(outcome: &Outcome, harming: Harming, promises: &BTreeSet<Promise>) -> Verdict {
     let whole = match outcome.injection {
         crate::fault::Injection::At(Struck::AtRest { whole }) => whole,
         _ => return Verdict::Inconclusive(Why::NotReached),
@@ -414,6 +420,7 @@ pub fn judge(outcome: &Outcome, harming: Harming) -> Verdict {
             let detail = format!("{harming}, and the load began with the default state");
             found.push(violation(ViolationKind::Reset, detail));
         }
+        (Load::Loaded, Loaded::NoVersion(_)) if nothing => {}
         (Load::Loaded, Loaded::NoVersion(what)) => {
             let detail = format!("{harming}, and the load took it: {what}");
             found.push(violation(ViolationKind::SilentDamage, detail));
@@ -442,7 +449,12 @@ pub fn judge(outcome: &Outcome, harming: Harming) -> Verdict {
         found.push(violation(ViolationKind::CannotSaveAgain, detail));
     }
     found.extend(outcome.checks.iter().filter_map(oracle::check));
+    let taken_unseen = (&recovery.load, &recovery.loaded) == (&Load::Loaded, &Loaded::Unknown);
     match found.is_empty() {
+        // What it took for its state is known to nobody, and nobody has looked at what it left.
+        true if taken_unseen && outcome.checks.is_empty() && promises.contains(&Promise::Sound) => {
+            Verdict::Inconclusive(Why::NotComparable)
+        }
         true => Verdict::Pass,
         false => Verdict::Violated(found),
     }

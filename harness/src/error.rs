@@ -49,12 +49,6 @@ impl Error {
         Self::new(ExitStatus::Interrupted, "interrupted in the unbroken run")
     }
 
-    /// Whether the subject did not do what it does unbroken.
-    #[must_use]
-    pub fn is_baseline(&self) -> bool {
-        self.status == ExitStatus::BaselineFailed
-    }
-
     /// Adds what the user can do.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {

@@ -1,6 +1,6 @@
 //! Subjects whose trials are a list: what there is to strike follows from the unbroken run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::confirm::Listed;
 use crate::error::{Context, Error, Result};
@@ -12,6 +12,7 @@ use crate::meeting;
 use crate::model::NotModelled;
 use crate::parting;
 use crate::plan::{Planner, Seed};
+use crate::power::survivor::Node;
 use crate::prepare;
 use crate::run::Request;
 use crate::steps;
@@ -22,6 +23,12 @@ pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> 
     let most = usize::try_from(request.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
     let seed = Seed(request.seed.0 ^ stream as u64);
     let rest = prepare::rest(one)?;
+    let is_link = |path: &&PathBuf| matches!(rest.directory.get(*path), Some(Node::Symlink(_)));
+    if let Some(link) = rest.files.iter().find(is_link) {
+        let what =
+            format!("{} is a symbolic link: there is nothing in it to damage", link.display());
+        return Err(Error::usage(what).help("name the file that it leads to: --state"));
+    }
     let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
     one.planner = Planner::Listed(match whole {
         true => Listed::of_all(faults),
@@ -54,6 +61,10 @@ pub fn meet(request: &Request, one: &mut Prepared) {
     // Spread evenly.
     let chosen = (0..most.min(all.len())).map(|n| all[n * all.len() / most.min(all.len())]);
     let faults = chosen.map(Fault::Concurrent).collect();
+    if matches!(&one.kind, Kind::Command(learned) if learned.command.recover.is_none()) {
+        let what = "whether it can go on after that is not judged: --recover CMD says how it loads its state";
+        one.notes.push(what.to_owned());
+    }
     one.meets = true;
     one.planner = Planner::Listed(if whole { Listed::of_all(faults) } else { Listed::of(faults) });
 }

@@ -138,7 +138,20 @@ pub fn judge(outcome: &Outcome, history: &History, meeting: Meeting) -> Verdict 
 
 /// Bytes that are certainly no state: the second may have saved versions that are not known.
 fn damage(outcome: &Outcome, history: &History, file: &std::path::Path) -> Option<Violation> {
-    let Some(Content::Bytes(bytes)) = outcome.survivor.files.get(file) else { return None };
+    let name = file.display();
+    let bytes = match outcome.survivor.files.get(file) {
+        Some(Content::Bytes(bytes)) => bytes,
+        Some(Content::Other(what)) => {
+            let detail = format!("{name} is {what}");
+            return Some(Violation { kind: ViolationKind::Alien, detail });
+        }
+        // Where it is in every version, the one that is not there was taken away.
+        None if history.versions.iter().all(|version| version.contains_key(file)) => {
+            let detail = format!("{name} is not there");
+            return Some(Violation { kind: ViolationKind::Missing, detail });
+        }
+        None => return None,
+    };
     let all = history.versions.iter();
     let versions: Vec<&[u8]> =
         all.filter_map(|version| Some(&version.get(file)?.bytes[..])).collect();

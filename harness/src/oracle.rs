@@ -16,7 +16,7 @@ use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 #[must_use]
 pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>) -> Verdict {
     if let Fault::AtRest(harming) = outcome.fault {
-        return of_promises(at_rest::judge(outcome, harming), promises);
+        return of_promises(at_rest::judge(outcome, harming, promises), promises);
     }
     if let Fault::Parted(parting) = outcome.fault {
         return of_promises(parting::judge(outcome, parting), promises);

@@ -52,7 +52,7 @@ impl<'a> AtRest<'a> {
             }
             Kind::Command(learned) => {
                 let injector = CommandInjector::new(learned, prepared, room, None)?;
-                Box::new(OfCommand { injector, rest, prepared })
+                Box::new(OfCommand { injector, rest, prepared, comparable: None })
             }
             Kind::Recorded(_) | Kind::Live(_) => {
                 return Err(Error::usage("what lies at rest must be loaded by a program")
@@ -228,7 +228,8 @@ fn left(rest: &Rest, changed: &BTreeMap<PathBuf, Option<Node>>) -> Left {
             None => directory.remove(path),
         };
     }
-    Left { directory, survivor: Survivor::default(), acks: 0 }
+    // What lies there was saved, and acknowledged.
+    Left { directory, survivor: Survivor::default(), acks: 1 }
 }
 
 /// Loads of a program, by the user's command.
@@ -236,6 +237,31 @@ struct OfCommand<'a> {
     injector: CommandInjector<'a>,
     rest: &'a Rest,
     prepared: &'a Prepared,
+    /// Whether what it prints of an undamaged state is the last version; asked before the first harm.
+    comparable: Option<bool>,
+}
+
+impl OfCommand<'_> {
+    fn is_comparable(&mut self) -> Result<bool> {
+        if let Some(known) = self.comparable {
+            return Ok(known);
+        }
+        let none = Harmed::default();
+        let whole = Left { survivor: survivor(self.rest, &none), ..left(self.rest, &none.changed) };
+        let versions = &self.prepared.history.versions;
+        let (_, recovery) = self
+            .injector
+            .load_at_rest(&whole, &none, false, &|said| said_version(said, versions))?;
+        if let Load::Failed(why) = &recovery.load {
+            let what = format!("the undamaged state is not loaded: {why}");
+            return Err(Error::baseline(what).help(
+                "is that how the program loads its state? --recover is run by sh in its directory",
+            ));
+        }
+        let comparable = matches!(recovery.loaded, Loaded::Version(_));
+        self.comparable = Some(comparable);
+        Ok(comparable)
+    }
 }
 
 impl Loads for OfCommand<'_> {
@@ -247,11 +273,17 @@ impl Loads for OfCommand<'_> {
     ) -> Result<(Vec<Check>, Recovery)> {
         let left =
             Left { survivor: survivor(self.rest, harmed), ..left(self.rest, &harmed.changed) };
+        // What it prints of a whole state is no version: then it says nothing of a damaged one.
+        let comparable = self.is_comparable()?;
         if let Some(keep) = keep {
             self.injector.keep_in(keep.to_owned());
         }
         let versions = &self.prepared.history.versions;
-        self.injector.load_at_rest(&left, harmed, thorough, &|said| said_version(said, versions))
+        let version = |said: &[u8]| match comparable {
+            true => said_version(said, versions),
+            false => Loaded::Unknown,
+        };
+        self.injector.load_at_rest(&left, harmed, thorough, &version)
     }
 }
 
@@ -262,7 +294,9 @@ fn said_version(said: &[u8], versions: &[crate::history::States]) -> Loaded {
     };
     let is = |bytes: &[u8]| match serde_json::from_slice::<serde_json::Value>(bytes) {
         Ok(serde_json::Value::Object(members)) => {
-            members.values().any(|member| *member == said)
+            // A scalar, or an object with nothing in it, says nothing.
+            let whole = said.as_object().is_some_and(|said| !said.is_empty());
+            (whole && members.values().any(|member| *member == said))
                 || said.as_object().is_some_and(|said| *said == members)
         }
         Ok(other) => other == said,

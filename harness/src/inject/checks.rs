@@ -201,7 +201,10 @@ impl Shell {
     /// The same with a path for a word in it.
     #[must_use]
     pub fn with(&self, word: &str, path: &Path) -> Self {
-        let text = self.text.replace(word, &quoted(&path.to_string_lossy()));
+        let path = quoted(&path.to_string_lossy());
+        // Quoted already, it must not be quoted twice.
+        let quotes = ["\"", "'", ""].map(|quote| format!("{quote}{word}{quote}"));
+        let text = quotes.iter().fold(self.text.clone(), |text, word| text.replace(word, &path));
         let (environment, root) = (self.environment.clone(), self.root.clone());
         Self { text, environment, root, sandbox: self.sandbox.clone() }
     }

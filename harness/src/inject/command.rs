@@ -21,6 +21,7 @@ use crate::fault::{Fault, Injection, Struck};
 use crate::history::History;
 use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
+use crate::op::Trace;
 use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{
@@ -263,6 +264,29 @@ struct Struckdown {
 }
 
 impl CommandInjector<'_> {
+    /// Runs the program where it is, watched between its ops; how it ended.
+    pub fn observe(&mut self, observer: &mut dyn Observer) -> Result<(Trace, How)> {
+        let scope = self.runner.scope.clone();
+        let limits = self.runner.limits();
+        let counter = self.runner.output.new_counter();
+        let recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
+        let mut watched = Watched::new(recorder, observer);
+        let bound = Bound { timeout: limits.timeout(), grace: GRACE };
+        let ran = self.runner.traced(&mut watched, Follows::All, bound)?;
+        if let Some(error) = watched.failed {
+            return Err(error);
+        }
+        let mut recorder = watched.recorder;
+        recorder.stores();
+        Ok((recorder.trace, ran.how))
+    }
+
+    /// Whether it does not end by itself.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.learned.serves
+    }
+
     /// The trial directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -341,21 +365,10 @@ impl Resident for CommandInjector<'_> {
     }
 
     fn run(&mut self, observer: &mut dyn Observer) -> Result<Observed> {
-        let scope = self.runner.scope.clone();
-        let limits = self.runner.limits();
-        let counter = self.runner.output.new_counter();
-        let recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
-        let mut watched = Watched::new(recorder, observer);
-        let bound = Bound { timeout: limits.timeout(), grace: GRACE };
-        let ran = self.runner.traced(&mut watched, Follows::All, bound)?;
-        if let Some(error) = watched.failed {
-            return Err(error);
-        }
-        let mut recorder = watched.recorder;
-        recorder.stores();
-        match ran.how {
-            How::Ended(Ended::Status(0)) => Ok(Observed { trace: recorder.trace, ended: true }),
-            _ if self.learned.serves => Ok(Observed { trace: recorder.trace, ended: false }),
+        let (trace, how) = self.observe(observer)?;
+        match how {
+            How::Ended(Ended::Status(0)) => Ok(Observed { trace, ended: true }),
+            _ if self.learned.serves => Ok(Observed { trace, ended: false }),
             how => Err(Error::baseline(format!(
                 "on the disk the unbroken run ended otherwise: {how:?}"
             ))

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crashtest_targets::{Disk, Origin};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +18,7 @@ use super::builtin_recorder;
 use super::command::CommandInjector;
 use super::resident::{Observer, Resident, Sight};
 use super::runner::Runner;
+use super::tracer::How;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
@@ -63,11 +64,10 @@ impl<'a> Meetings<'a> {
             }
             Kind::Command(learned) => {
                 let first = CommandInjector::new(learned, prepared, room, None)?;
-                Box::new(OfCommand {
-                    first,
-                    second: learned.command.clone(),
-                    room: room.to_owned(),
-                })
+                let run = Duration::from_micros(prepared.sites.duration_us);
+                let patience = PROGRAM_WAITS.max(run * 3);
+                let (second, room) = (learned.command.clone(), room.to_owned());
+                Box::new(OfCommand { first, second, room, patience })
             }
             Kind::Recorded(_) | Kind::Live(_) => {
                 return Err(Error::usage("what does not run can't meet another")
@@ -347,6 +347,8 @@ struct OfCommand<'a> {
     first: CommandInjector<'a>,
     second: Command,
     room: PathBuf,
+    /// How long the second may take: a run takes as long as it takes.
+    patience: Duration,
 }
 
 /// Runs the second when the first is before an op.
@@ -357,6 +359,8 @@ struct Comes<'a> {
     acks: u64,
     /// The processes of the first.
     dead: Vec<Pid>,
+    /// How long the second may take.
+    patience: Duration,
 }
 
 /// What the first is told that is to die.
@@ -367,10 +371,11 @@ impl Observer for Comes<'_> {
         if ops != self.meeting.before as usize || self.met.is_some() {
             return Ok(());
         }
-        self.dead = process::children().context("look for the first process")?;
+        self.dead = process::descendants().context("look for the first process")?;
         let child = self.second.start().context("start the second process")?;
         let mut ended = None;
-        for _ in 0..PROGRAM_WAITS {
+        let until = Instant::now() + self.patience;
+        while Instant::now() < until {
             ended = wait_at_most(child, WAITS).context("wait for the second process")?;
             self.second.output.drain().context("read what the second process prints")?;
             if ended.is_some() {
@@ -395,22 +400,30 @@ impl Observer for Comes<'_> {
     }
 }
 
-/// How often the wait for a second program may take as long as that for a built-in one.
-const PROGRAM_WAITS: u32 = 10;
+/// The least that a second program may take.
+const PROGRAM_WAITS: Duration = Duration::from_secs(3);
 
 impl Meets for OfCommand<'_> {
     fn meet(&mut self, meeting: Meeting) -> Result<Met> {
         self.first.move_in()?;
         let mut second = Runner::new(&self.second, &self.room)?;
         second.output.reset().context("read what the program printed")?;
-        let mut comes =
-            Comes { meeting, second: &mut second, met: None, acks: 0, dead: Vec::new() };
-        let exit = match self.first.run(&mut comes) {
-            Ok(observed) if observed.ended => Exit::Status(0),
-            Ok(_) => Exit::Killed,
+        let mut comes = Comes {
+            meeting,
+            second: &mut second,
+            met: None,
+            acks: 0,
+            dead: Vec::new(),
+            patience: self.patience,
+        };
+        let exit = match self.first.observe(&mut comes) {
+            Ok((_, How::Ended(Ended::Status(status)))) => Exit::Status(status),
+            Ok((_, How::Ended(Ended::Signal(signal)))) => Exit::Signal(signal),
+            Ok((_, How::TooMany)) => Exit::TooManyProcesses,
+            // It would have gone on.
+            Ok(_) if self.first.serves() => Exit::Killed,
+            Ok(_) => Exit::TimedOut,
             Err(error) if error.message == DIES => Exit::Killed,
-            // The second was in its way.
-            Err(error) if comes.met.is_some() && error.is_baseline() => Exit::Status(1),
             Err(error) => return Err(error),
         };
         let (met, acks, dead) = (comes.met, comes.acks, comes.dead);

@@ -200,8 +200,27 @@ pub fn kill_children() -> io::Result<()> {
 }
 
 /// The children of this process, which has one thread.
-pub fn children() -> io::Result<Vec<Pid>> {
+fn children() -> io::Result<Vec<Pid>> {
     let pid = getpid();
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect())
+    Ok(numbers(&std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?))
+}
+
+fn numbers(text: &str) -> Vec<Pid> {
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+}
+
+/// The children of this process, and theirs, of whichever of their threads.
+pub fn descendants() -> io::Result<Vec<Pid>> {
+    let mut all = children()?;
+    let mut next = 0;
+    while let Some(pid) = all.get(next) {
+        // One that has ended meanwhile has none any more.
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+        let texts = tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
+        let found: Vec<Pid> = texts.flat_map(|text| numbers(&text)).collect();
+        all.extend(found);
+        next += 1;
+    }
+    Ok(all)
 }

@@ -36,6 +36,9 @@ pub fn render(all: &All, width: Option<u16>) -> String {
             One::Ran(report) => surprises(report, &mut text),
         }
     }
+    if all.reports().any(|report| !report.complete) {
+        text += "interrupted: what comes after it was not run\n";
+    }
     let trials: u64 =
         all.reports().flat_map(|report| &report.subjects).map(|row| row.tally.trials()).sum();
     let seconds = all.reports().map(|report| report.elapsed_ms).sum::<u64>() / 1000;

@@ -99,6 +99,24 @@ fn a_program_that_prints_what_it_loads_is_compared_with_what_it_saved() {
 }
 
 #[test]
+fn a_load_that_says_nothing_of_what_it_took_is_no_pass() {
+    if !common::can_follow() {
+        return;
+    }
+    let results = tempfile::tempdir().unwrap();
+    let save = "echo '{\"n\":1}' > t; sync t; mv t s; echo saved";
+    let about = ["--scenario", "deleted", "--ack", "saved", "--state", "s", "--recover", "true"];
+    let (status, report) =
+        report(results.path(), &[&about[..], &["--", "sh", "-c", save]].concat());
+    let tally = &report["subjects"][0]["tally"];
+    assert!(status == 4 && tally["passed"] == 0, "{tally:#}");
+    // Its check sees what is there, also where there was nothing before the first save.
+    let check = ["--check", "test -s s", "--", "sh", "-c", save];
+    let (status, report) = self::report(results.path(), &[&about[..], &check].concat());
+    assert_eq!((status, broken(&report["subjects"][0])), (1, vec!["checked"]));
+}
+
+#[test]
 fn a_load_that_begins_anew_or_hangs_is_found() {
     if !common::can_follow() {
         return;

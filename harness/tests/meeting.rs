@@ -90,6 +90,23 @@ while True:
 }
 
 #[test]
+fn a_state_that_one_takes_away_while_another_saves_is_missed() {
+    if !common::can_follow() {
+        return;
+    }
+    // Each cleans up at its start, what the other is about to rename among it.
+    let save =
+        "rm -f ./*.tmp; for n in 1 2; do echo \"{\\\"n\\\":$n}\" > s.tmp; rm s; mv s.tmp s; done";
+    let (results, begin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(begin.path().join("s"), "{\"n\":0}\n").unwrap();
+    let init = begin.path().to_str().unwrap();
+    let about = ["--scenario", "concurrent", "--init", init, "--state", "s", "--"];
+    let (status, report) = report(results.path(), &[&about[..], &["sh", "-c", save]].concat());
+    let row = &report["subjects"][0];
+    assert!(status == 1 && row["tally"]["violated"]["missing"].is_object(), "{row:#}");
+}
+
+#[test]
 fn a_shared_temp_name_is_found() {
     // No lock at all: the second writes into the temp file that the first gives its name.
     let Some(python) = common::python() else { return };

@@ -250,6 +250,9 @@ fn expected(report: &Report, row: &Row) -> String {
     if row.tally.judged() == 0 && row.tally.struck == 0 {
         return "NOTHING STRUCK".to_owned();
     }
+    if row.tally.judged() == 0 {
+        return "UNCLEAR: nothing\ncan be judged".to_owned();
+    }
     if row.is_unclear() {
         return "UNCLEAR: most runs\ncan't be judged".to_owned();
     }

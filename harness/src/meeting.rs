@@ -42,7 +42,7 @@ pub enum Then {
 /// What the second has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Second {
-    /// How many saves it has acknowledged.
+    /// How many saves it has acknowledged while the first was there.
     pub acks: u64,
     /// How it ended.
     pub exit: Exit,

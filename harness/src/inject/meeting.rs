@@ -27,8 +27,10 @@ use crate::os::process::{self, Ended, fork_child, wait_at_most, wait_for};
 use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Survivor};
 use crate::subject::{BuiltIn, Command, Kind, Prepared};
 
-/// How long the second may take before it is taken to wait for the first.
-const WAITS: Duration = Duration::from_millis(300);
+/// How long the second may take before it is taken to wait for the first; a save takes a thousandth.
+const WAITS: Duration = Duration::from_secs(2);
+/// How often it is looked at what a second program prints.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// How long one may take that nobody is in the way of.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -278,7 +280,8 @@ impl OfBuiltIn<'_> {
             return Ok((None, exit_of(ended), first.acks));
         }
         second.go_on()?;
-        let waits = second.hear(WAITS)?.is_none();
+        let mut waits = second.hear(WAITS)?.is_none();
+        let mut meanwhile = second.acks;
         let exit = match meeting.then {
             Then::IsKilled | Then::IsSucceeded => {
                 end(first.pid)?;
@@ -299,17 +302,17 @@ impl OfBuiltIn<'_> {
                 }
             }
         };
-        // Whoever has waited can go on now.
-        if waits && second.hear(PATIENCE)?.is_none() {
-            end(second.pid)?;
-            return Ok((
-                Some(Second { acks: second.acks, exit: Exit::TimedOut }),
-                exit,
-                first.acks,
-            ));
+        if waits && meeting.then == Then::GoesOn {
+            // What it has saved while the first was there; from now on it is alone.
+            waits = second.hear(Duration::ZERO)?.is_none();
+            meanwhile = second.acks;
         }
-        let ended = exit_of(Some(wait_for(second.pid)?));
-        Ok((Some(Second { acks: second.acks, exit: ended }), exit, first.acks))
+        let gives_up = waits && second.hear(PATIENCE)?.is_none();
+        let ended = match gives_up {
+            true => end(second.pid).map(|_| Exit::TimedOut)?,
+            false => exit_of(Some(wait_for(second.pid)?)),
+        };
+        Ok((Some(Second { acks: meanwhile, exit: ended }), exit, first.acks))
     }
 }
 
@@ -376,7 +379,7 @@ impl Observer for Comes<'_> {
         let mut ended = None;
         let until = Instant::now() + self.patience;
         while Instant::now() < until {
-            ended = wait_at_most(child, WAITS).context("wait for the second process")?;
+            ended = wait_at_most(child, LOOK_EVERY).context("wait for the second process")?;
             self.second.output.drain().context("read what the second process prints")?;
             if ended.is_some() {
                 break;

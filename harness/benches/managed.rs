@@ -16,14 +16,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 /// As many orders as make a state of 4 KiB.
 fn orders() -> Vec<Order> {
     let order = |n| Order {
-        id: format!("order-{n:06}"),
-        symbol: "SYM0001".to_owned(),
-        action: Action::Buy,
-        quantity: 10,
         status: Status::Filled,
-        parent: None,
-        stop: None,
-        profit: None,
+        ..Order::new(&format!("order-{n:06}"), "SYM0001", Action::Buy, 10)
     };
     (0..29).map(order).collect()
 }

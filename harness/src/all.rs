@@ -2,13 +2,12 @@
 
 use serde::Serialize;
 
-use crate::at_rest::HarmKind;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
 use crate::report::Report;
-use crate::request::{new_seed, request};
+use crate::request::{new_seed, request, unknown};
 use crate::run;
 use crate::scenario::{EMBEDDED, Scenario};
 
@@ -107,17 +106,8 @@ fn meant(options: &cli::Run, fault: FaultKind) -> cli::Run {
 
 /// What is not known of a program that a scenario must know.
 fn missing(options: &cli::Run, scenario: &Scenario) -> Option<String> {
-    if options.program.is_empty() {
-        return None;
-    }
-    if scenario.fault == FaultKind::AtRest && options.about.recover.is_none() {
-        return Some("needs --recover CMD, which loads the state as the program does".to_owned());
-    }
-    if scenario.fault == FaultKind::Parted {
-        return Some("is for strategies, whose bot and broker are known".to_owned());
-    }
-    (scenario.harms.contains(&HarmKind::Restored) && options.about.restore.is_none())
-        .then(|| "needs --restore 'CMD {backup}'".to_owned())
+    let unknown = if options.program.is_empty() { None } else { unknown(&options.about, scenario) };
+    unknown.map(|(what, help)| format!("{what}: {help}"))
 }
 
 fn skipped(error: &Error) -> String {

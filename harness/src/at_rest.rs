@@ -318,25 +318,24 @@ impl Rest {
             Copies::Newest => 1,
             Copies::All => self.copies.len(),
         };
-        let (struck, left) = self.copies.split_at(copies.min(self.copies.len()));
-        let mut harmed = Harmed {
-            changed: BTreeMap::new(),
-            unreadable: Vec::new(),
-            whole: left.first().map(|(_, version)| *version),
-            restore: None,
-        };
-        if let Harm::Restored(n) = harming.how
-            && let Some((path, version)) = self.copies.get(n as usize)
-        {
-            (harmed.whole, harmed.restore) = (Some(*version), Some(path.clone()));
-        }
+        let struck = &self.copies[..copies.min(self.copies.len())];
+        let mut harmed = Harmed::default();
         let paths = self.files.iter().chain(struck.iter().map(|(path, _)| path));
         for path in paths {
             let Some(Node::File(bytes)) = self.directory.get(path) else { continue };
             self.harm(harming.how, path, bytes, &mut harmed);
         }
-        if let Harm::Older(version) = harming.how {
-            harmed.whole = harmed.whole.max(Some(version as usize));
+        // A shorter copy may lie before the place that was harmed.
+        let left = self.copies.iter().find(|(path, _)| !harmed.changed.contains_key(path));
+        harmed.whole = left.map(|(_, version)| *version);
+        match harming.how {
+            Harm::Older(version) => harmed.whole = harmed.whole.max(Some(version as usize)),
+            Harm::Restored(n) => {
+                if let Some((path, version)) = self.copies.get(n as usize) {
+                    (harmed.whole, harmed.restore) = (Some(*version), Some(path.clone()));
+                }
+            }
+            _ => {}
         }
         harmed
     }
@@ -384,7 +383,10 @@ impl Rest {
                 Some(whole())
             }
         };
-        harmed.changed.insert(path.to_owned(), node);
+        // What nobody may read is another file, though its bytes are the same.
+        if how == Harm::Unreadable || node.as_ref() != Some(&whole()) {
+            harmed.changed.insert(path.to_owned(), node);
+        }
     }
 }
 
@@ -402,7 +404,6 @@ pub fn judge(outcome: &Outcome, harming: Harming, promises: &BTreeSet<Promise>) 
     let violation = |kind, detail: String| Violation { kind, detail };
     let mut found = Vec::new();
     let recovery = &outcome.recovery;
-    // A link to the state is the state to whoever follows it.
     let nothing = harming.copies == Copies::All && harming.how == Harm::Deleted;
     let hopeless = whole.is_none() && harming.copies == Copies::All;
     match (&recovery.load, &recovery.loaded) {

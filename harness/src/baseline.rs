@@ -110,34 +110,18 @@ pub fn learn(
     learned.known.extend(&rooms[1].survivor(&learned.state)?.others);
     let duration =
         if second.serves { second.duration } else { plain_duration(name, &mut rooms[1])? };
-    let sites = Sites::of(&second.trace, duration);
-    if sites.sites.is_empty() && fault != FaultKind::KillAfter {
+    if second.trace.ops.is_empty() && fault != FaultKind::KillAfter {
         return Err(no_sites(name));
     }
-    let planner = planner(sites.clone());
-    if !planner.has_places() {
+    let kind = (Kind::Command(Box::new(learned)), history);
+    let done = (second.before, second.trace);
+    let prepared = Prepared::new(name, kind, done, duration, planner);
+    if !prepared.planner.has_places() {
         return Err(Error::baseline(format!(
             "`{name}` makes no call at which this fault can strike"
         )));
     }
-    let kind = Kind::Command(Box::new(learned));
-    let (name, before, trace) = (name.to_owned(), second.before, second.trace);
-    let twin = Some(first.trace);
-    let rest = None;
-    Ok(Prepared {
-        name,
-        kind,
-        sites,
-        history,
-        planner,
-        before,
-        trace,
-        twin,
-        rest,
-        meets: false,
-        parts: false,
-        notes,
-    })
+    Ok(Prepared { twin: Some(first.trace), notes, ..prepared })
 }
 
 /// Finds what is wrong with the options before anything is run.

@@ -37,16 +37,10 @@ type Expected = BTreeMap<PathBuf, Option<(Vec<u8>, Vec<bool>)>>;
 const SOUND_SHARE: usize = 5;
 
 impl Listed {
-    /// Faults that are given.
+    /// Faults that are given; `whole` if there are no others.
     #[must_use]
-    pub fn of(faults: Vec<Fault>) -> Self {
-        Self { faults, ..Self::default() }
-    }
-
-    /// Faults that are given, and besides which there are none.
-    #[must_use]
-    pub fn of_all(faults: Vec<Fault>) -> Self {
-        Self { faults, whole: true, ..Self::default() }
+    pub fn of(faults: Vec<Fault>, whole: bool) -> Self {
+        Self { faults, whole, ..Self::default() }
     }
 
     /// Chooses about `count` places of a recording, those that break a promise first.

@@ -10,13 +10,14 @@ use crate::inject::outside;
 use crate::lab::{self, Lab};
 use crate::meeting;
 use crate::model::NotModelled;
+use crate::op::Trace;
 use crate::parting;
 use crate::plan::{Planner, Seed};
 use crate::power::survivor::Node;
 use crate::prepare;
 use crate::run::Request;
 use crate::steps;
-use crate::subject::{Kind, Prepared};
+use crate::subject::{About, Kind, Prepared};
 
 /// Lets the subject's trials be all harms that are asked for, or as many as there shall be.
 pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
@@ -30,26 +31,22 @@ pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> 
         return Err(Error::usage(what).help("name the file that it leads to: --state"));
     }
     let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
-    one.planner = Planner::Listed(match whole {
-        true => Listed::of_all(faults),
-        false => Listed::of(faults),
-    });
+    (one.about, one.planner) = (About::Rest(rest), Planner::Listed(Listed::of(faults, whole)));
     Ok(())
 }
 
 /// Lets the bot of the subject and its broker part at each moment.
 pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
     let Kind::BuiltIn(subject) = &one.kind else {
-        return Err(Error::usage("it is not known how the program speaks with its broker")
-            .help("give a strategy; of a program, run sigkill with a --check that compares it with the broker"));
+        return Err(Error::internal("only strategies have a bot"));
     };
     let directory = lab.path().join("outside");
     let unbroken = outside::unbroken(subject.strategy, &directory);
     lab::remove_tree(&directory).context("remove the directory of the unbroken life")?;
     let (calls, requests) = unbroken?;
     let all = parting::all(calls, requests, request.scenario.ledger_moves_on);
-    one.parts = true;
-    one.planner = Planner::Listed(Listed::of_all(all.into_iter().map(Fault::Parted).collect()));
+    let faults = all.into_iter().map(Fault::Parted).collect();
+    (one.about, one.planner) = (About::Outside, Planner::Listed(Listed::of(faults, true)));
     Ok(())
 }
 
@@ -65,12 +62,36 @@ pub fn meet(request: &Request, one: &mut Prepared) {
         let what = "whether it can go on after that is not judged: --recover CMD says how it loads its state";
         one.notes.push(what.to_owned());
     }
-    one.meets = true;
-    one.planner = Planner::Listed(if whole { Listed::of_all(faults) } else { Listed::of(faults) });
+    (one.about, one.planner) = (About::Meeting, Planner::Listed(Listed::of(faults, whole)));
 }
 
-/// How many harms of a built-in strategy there may be before a sample must do: all of a state of 8 KiB.
+/// How many harms of a built-in strategy there may be before a sample must do: all of a state of 4 KiB.
 const HARMS_MAX: u64 = 80_000;
+
+/// How many more recordings show whether a subject does the same in every run. They come in pairs.
+const DOUBTS: usize = 5;
+
+/// The first subject of a run that does other things from one recording to the next, if there is one.
+pub fn unrepeated(request: &Request, lab: &Lab) -> Result<Option<String>> {
+    for (name, subject) in &request.subjects {
+        let mut first: Option<Prepared> = None;
+        for _ in 0..DOUBTS {
+            let planner =
+                |sites| Planner::new(request.seed, 0, request.fault, request.granularity, sites);
+            let one = prepare::prepare(name, subject, lab, request.fault, planner)?;
+            let first = first.get_or_insert(one.clone());
+            let files = first.history.files();
+            let is_state = |path: &Path| files.contains(&path.to_path_buf());
+            let differs = |other: &Trace| {
+                exhaustive::first_difference(&first.trace, other, &is_state).is_some()
+            };
+            if differs(&one.trace) || one.twin.as_ref().is_some_and(differs) {
+                return Ok(Some(name.clone()));
+            }
+        }
+    }
+    Ok(None)
+}
 
 /// Derives every state that a kill can leave, and makes the subject's trials those that confirm some
 /// of them. A subject that does not do the same in every run is really killed instead.

@@ -71,25 +71,9 @@ fn recorded(
     let is_state = |path: &Path| state.contains(path);
     let history = History::learn(&trace, &before, &is_state)
         .map_err(|why| Error::usage(format!("the model does not know {}", why.0)))?;
-    let sites = Sites::of(&trace, Duration::ZERO);
     let kind = Kind::Recorded(Recorded { state: StateFiles::Found(state.clone()), ended });
-    let planner = planner(sites.clone());
-    let (name, notes) = (name.to_owned(), vec!["a recording: nothing was run".to_owned()]);
-    let (twin, rest) = (None, None);
-    Ok(Prepared {
-        name,
-        kind,
-        sites,
-        history,
-        planner,
-        before,
-        trace,
-        twin,
-        rest,
-        meets: false,
-        parts: false,
-        notes,
-    })
+    let prepared = Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner);
+    Ok(Prepared { notes: vec!["a recording: nothing was run".to_owned()], ..prepared })
 }
 
 /// Lets a program that is not followed serve for a moment.
@@ -107,34 +91,18 @@ fn live(
     let (trace, before) = (Trace::default(), Files::default());
     let history = History::learn(&trace, &before, &|_| false)
         .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
-    let sites = Sites::of(&trace, Duration::ZERO);
     let kind = Kind::Live(Box::new(command.clone()));
-    let planner = planner(sites.clone());
-    let (name, notes, twin, rest) = (name.to_owned(), Vec::new(), None, None);
-    Ok(Prepared {
-        name,
-        kind,
-        sites,
-        history,
-        planner,
-        before,
-        trace,
-        twin,
-        rest,
-        meets: false,
-        parts: false,
-        notes,
-    })
+    Ok(Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner))
 }
 
-/// What an unbroken run has left; the subject's trials are about that from now on.
-pub fn rest(prepared: &mut Prepared) -> Result<&Rest> {
+/// What an unbroken run has left.
+pub fn rest(prepared: &Prepared) -> Result<Rest> {
     let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
     let mut files = prepared.before.clone();
     for op in &prepared.trace.ops {
         files.apply(op).map_err(unknown)?;
     }
-    Ok(prepared.rest.insert(Rest::of(&files, &prepared.history)))
+    Ok(Rest::of(&files, &prepared.history))
 }
 
 /// Runs a built-in strategy unbroken once more.
@@ -171,19 +139,7 @@ fn built_in(
     });
     lab::remove_tree(&directory).context("remove the directory of the unbroken run")?;
     let (trace, duration) = explained?;
-    let sites = Sites::of(&trace, duration);
-    Ok(Prepared {
-        name: name.to_owned(),
-        history: subject.history(),
-        kind: Kind::BuiltIn(subject),
-        planner: planner(sites.clone()),
-        sites,
-        before,
-        trace,
-        twin: None,
-        rest: None,
-        meets: false,
-        parts: false,
-        notes: Vec::new(),
-    })
+    let history = subject.history();
+    let kind = (Kind::BuiltIn(subject), history);
+    Ok(Prepared::new(name, kind, (before, trace), duration, planner))
 }

@@ -23,7 +23,7 @@ use crate::recorded::{self, Again};
 use crate::results::{self, Kept};
 use crate::run::Request;
 use crate::second::{self, Shown};
-use crate::subject::{Kind, Prepared, Subject};
+use crate::subject::{About, Kind, Prepared, Subject};
 use crate::sweep::Depth;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
@@ -90,11 +90,12 @@ pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
         _ => {}
     }
     let mut prepared = unbroken(&kept, &lab, kind)?;
-    if kind == FaultKind::AtRest {
-        prepare::rest(&mut prepared)?;
-    }
-    prepared.meets = kind == FaultKind::Concurrent;
-    prepared.parts = kind == FaultKind::Parted;
+    prepared.about = match kind {
+        FaultKind::AtRest => About::Rest(prepare::rest(&prepared)?),
+        FaultKind::Concurrent => About::Meeting,
+        FaultKind::Parted => About::Outside,
+        _ => About::Run,
+    };
     let prepared = prepared;
     let directory = directory_to_keep(&kept, keep)?;
     let room = lab.room(0)?;

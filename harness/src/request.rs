@@ -130,19 +130,8 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
         }
         // What is not looked at is not promised: without an ack no save is owed to anybody, and
         // without a command that recovers nothing is recovered.
-        if scenario.fault == FaultKind::AtRest && command.recover.is_none() {
-            return Err(Error::usage("what a program makes of a damaged state is not known")
-                .help("say with --recover CMD how it loads its state; if that prints the state as JSON, it \
-                       is compared with what was saved"));
-        }
-        if scenario.harms.contains(&HarmKind::Restored) && command.restore.is_none() {
-            return Err(Error::usage("how the program is restored is not known")
-                .help("say it with --restore 'CMD {backup}'"));
-        }
-        if scenario.fault == FaultKind::Parted {
-            return Err(Error::usage("it is not known how the program speaks with its broker").help(
-                "give a strategy; of a program, run sigkill with a --check that compares it with the broker",
-            ));
+        if let Some((what, help)) = unknown(&options.about, scenario) {
+            return Err(Error::usage(what).help(help));
         }
         if command.ack.is_none()
             && !scenario.fault.is_power()
@@ -162,6 +151,28 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
         vec![(command_name(&command), Subject::Command(Box::new(command)))]
     };
     Ok((subjects, promises))
+}
+
+/// What is not known of a program that a scenario must know, and how it can be said.
+#[must_use]
+pub fn unknown(about: &cli::About, scenario: &Scenario) -> Option<(&'static str, &'static str)> {
+    if scenario.fault == FaultKind::Parted {
+        return Some((
+            "it is not known how the program speaks with its broker",
+            "give a strategy; of a program, run sigkill with a --check that compares it with the broker",
+        ));
+    }
+    if scenario.fault == FaultKind::AtRest && about.recover.is_none() {
+        return Some((
+            "what a program makes of a damaged state is not known",
+            "say with --recover CMD how it loads its state; if that prints the state as JSON, it is \
+             compared with what was saved",
+        ));
+    }
+    (scenario.harms.contains(&HarmKind::Restored) && about.restore.is_none()).then_some((
+        "how the program is restored is not known",
+        "say it with --restore 'CMD {backup}'",
+    ))
 }
 
 /// How many trials there shall be; none for a whole sweep.

@@ -11,6 +11,7 @@ use crate::books::Books;
 use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
 use crate::exhaustive::Exhausted;
+use crate::exit_status::ExitStatus;
 use crate::fault::{FaultKind, PowerCut};
 use crate::lab::{self, Lab};
 use crate::listing;
@@ -87,8 +88,28 @@ pub struct Place {
 /// Runs it all and returns what was found.
 pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
+    let attempted = attempt(request, &lab);
+    let Err(error) = &attempted else { return attempted };
+    if error.status != ExitStatus::Internal || request.exhaustive.is_none() {
+        return attempted;
+    }
+    // A real kill left something else than was derived: either we are wrong, or two recordings of a
+    // subject that does not repeat were the same by luck.
+    let Some(name) = listing::unrepeated(request, &lab)? else { return attempted };
+    let mut report = attempt(&Request { exhaustive: None, ..request.clone() }, &lab)?;
+    for row in report.subjects.iter_mut().filter(|row| row.name == name) {
+        row.notes.push(
+            "its recording does not repeat, though the first two did: nothing is derived, it is really \
+             killed instead"
+                .to_owned(),
+        );
+    }
+    Ok(report)
+}
+
+fn attempt(request: &Request, lab: &Lab) -> Result<Report> {
     let earlier = request.resume.as_ref().map(RunDirectory::read_plan).transpose()?;
-    let (prepared, exhausted) = prepare_all(request, &lab, earlier.as_ref())?;
+    let (prepared, exhausted) = prepare_all(request, lab, earlier.as_ref())?;
     let plan = plan(request, &prepared);
     let directory = match &request.resume {
         Some(directory) => {
@@ -103,7 +124,7 @@ pub fn run(request: &Request) -> Result<Report> {
         directory.write_plan(&plan)?;
     }
     if request.fault.is_power() {
-        let report = power_report(request, &lab, prepared, &directory)?;
+        let report = power_report(request, lab, prepared, &directory)?;
         directory.write_report(&report)?;
         return Ok(report);
     }
@@ -121,8 +142,8 @@ pub fn run(request: &Request) -> Result<Report> {
         return Err(Error::usage(format!("outcome {n} is not of this plan"))
             .help("the results were changed by hand, or mixed; start the run anew"));
     }
-    let done = trials(request, &lab, &prepared, &directory, &mut agenda, &mut books)?;
-    let mut report = report(request, &lab, prepared, &directory, (books, &agenda), &done);
+    let done = trials(request, lab, &prepared, &directory, &mut agenda, &mut books)?;
+    let mut report = report(request, lab, prepared, &directory, (books, &agenda), &done);
     for (row, exhausted) in report.subjects.iter_mut().zip(exhausted) {
         if let Some(exhausted) = exhausted {
             row.exhaust(exhausted);

@@ -288,6 +288,46 @@ impl Prepared {
     }
 }
 
+/// What the trials of a subject are about.
+#[derive(Clone, Debug, Default)]
+pub enum About {
+    /// One run of it.
+    #[default]
+    Run,
+    /// What a run has left.
+    Rest(Rest),
+    /// Two runs of it at once.
+    Meeting,
+    /// Its bot and a broker.
+    Outside,
+}
+
+impl Prepared {
+    /// A subject that has done so much in so much time, and nothing else is known of it.
+    #[must_use]
+    pub fn new(
+        name: &str,
+        (kind, history): (Kind, History),
+        (before, trace): (Files, Trace),
+        duration: Duration,
+        planner: impl Fn(Sites) -> Planner,
+    ) -> Self {
+        let sites = Sites::of(&trace, duration);
+        Self {
+            name: name.to_owned(),
+            kind,
+            planner: planner(sites.clone()),
+            sites,
+            history,
+            before,
+            trace,
+            twin: None,
+            about: About::Run,
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// A subject after its unbroken run.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -307,12 +347,8 @@ pub struct Prepared {
     pub trace: Trace,
     /// What it did in another one.
     pub twin: Option<Trace>,
-    /// What it leaves, if that is harmed.
-    pub rest: Option<Rest>,
-    /// Whether it meets another process of its kind.
-    pub meets: bool,
-    /// Whether its bot and a broker part.
-    pub parts: bool,
+    /// What its trials are about.
+    pub about: About,
     /// What people should know about it.
     pub notes: Vec<String>,
 }

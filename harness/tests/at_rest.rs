@@ -178,6 +178,6 @@ fn all_scenarios_come_in_one_table() {
     let of = ["run", "--scenario", "all", "--images-max", "20", "--trials", "60"];
     let output = run_in(results.path(), &[&of[..], &["--", "sh", "-c", "echo 1 > s"]].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("skipped: corrupt: needs --recover CMD"), "{text}");
+    assert!(text.contains("skipped: corrupt: what a program makes of a damaged state is not known: say with --recover CMD"), "{text}");
     assert!(text.contains("unexpected: sh in sigkill: atomic is broken: "), "{text}");
 }

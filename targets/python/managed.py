@@ -133,6 +133,15 @@ def replace(directory, name, data):
     sync_directory(directory)
 
 
+def make_directory(directory):
+    """Makes a directory, and those on the way to it, for good."""
+    if not os.path.isdir(directory):
+        parent = os.path.dirname(os.path.abspath(directory))
+        make_directory(parent)
+        os.mkdir(directory)
+        sync_directory(parent)
+
+
 def sync_directory(directory):
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -199,7 +208,7 @@ class StateManager:
         self.every, self.count, self.days = datetime.timedelta(seconds=every), count, days
         self.say = say or (lambda text: print(text, file=sys.stderr))
         self._guard, self._outside = threading.RLock(), threading.Lock()
-        os.makedirs(self.directory, exist_ok=True)
+        make_directory(self.directory)
         self._lock = self._take_lock()
         try:
             self._prepare()

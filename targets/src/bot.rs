@@ -49,10 +49,8 @@ pub fn live(
     }
 }
 
-fn order(id: String, (action, quantity): (Action, i64)) -> Order {
-    let symbol = SYMBOL.to_owned();
-    let status = Status::Submitting;
-    Order { id, symbol, action, quantity, status, parent: None, stop: None, profit: None }
+fn order(id: &str, (action, quantity): (Action, i64)) -> Order {
+    Order::new(id, SYMBOL, action, quantity)
 }
 
 fn managed(
@@ -73,7 +71,7 @@ fn managed(
             continue;
         }
         // One that never came to the broker is another order when it is tried again.
-        manager.submit(order(format!("{prefix}{}", lost.len()), what), broker)?;
+        manager.submit(order(&format!("{prefix}{}", lost.len()), what), broker)?;
     }
     Ok(())
 }
@@ -94,7 +92,7 @@ fn usual(
             continue;
         }
         let id = format!("{:016x}", SysRng.try_next_u64().map_err(|error| text(&error))?);
-        let taken = broker.submit(&order(id, what)).map_err(|error: BrokerError| text(&error))?;
+        let taken = broker.submit(&order(&id, what)).map_err(|error: BrokerError| text(&error))?;
         let quantity = if what.0 == Action::Buy { what.1 } else { -what.1 };
         state.current_balance -= taken.price * quantity;
         state.open_orders.push(crate::state::Order {

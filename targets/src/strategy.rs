@@ -202,7 +202,7 @@ impl Strategy {
             | Self::AckEarly
             | Self::SwallowErrors
             | Self::FsyncRetry
-            | Self::FsyncAfresh => remove_stale_temps(disk, directory),
+            | Self::FsyncAfresh => remove_stale_temps(disk, directory).map(|_| ()),
             Self::Managed => managed::start(disk, directory),
             _ => match self.log_format() {
                 Some(format) => log::repair(disk, directory, format),
@@ -300,7 +300,7 @@ impl Strategy {
             Self::Mkstemp => {
                 via_temp(disk, &Temp::random(directory)?, &target, &version.json, Sync::Nothing)?;
             }
-            Self::Durable => durably(disk, directory, &version.json)?,
+            Self::Durable => durably(disk, directory, STATE_FILE, &version.json)?,
             Self::AckEarly => {
                 let temp = Temp::random(directory)?;
                 write_temp(disk, &temp, &version.json, Sync::File)?;
@@ -318,7 +318,7 @@ impl Strategy {
             Self::PartialOk => write_once_and_rename(disk, &target, &version.json)?,
             Self::SwallowErrors => {
                 // The defect: whatever happens, it goes on.
-                let _ = durably(disk, directory, &version.json);
+                let _ = durably(disk, directory, STATE_FILE, &version.json);
             }
             Self::Leaky => leave_temps(disk, directory, &version.json)?,
             Self::BackupFirst => {

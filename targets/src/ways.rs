@@ -88,9 +88,16 @@ pub(crate) fn write_once_and_rename(
     disk.rename(&temp.path, target)
 }
 
-pub(crate) fn durably(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
-    let target = directory.join(STATE_FILE);
-    via_temp(disk, &Temp::random(directory)?, &target, json, Sync::File)?;
+/// Replaces a file of a directory for good: temp file with a random name, fsync, rename, fsync of the
+/// directory.
+pub(crate) fn durably(
+    disk: &mut dyn Storage,
+    directory: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let (temp, target) = (Temp::random(directory)?, directory.join(name));
+    via_temp(disk, &temp, &target, bytes, Sync::File)?;
     sync_directory(disk, directory)
 }
 
@@ -150,7 +157,7 @@ pub(crate) fn retry_fsync(disk: &mut dyn Storage, directory: &Path, json: &[u8])
 }
 
 pub(crate) fn start_over(disk: &mut dyn Storage, directory: &Path, json: &[u8]) -> io::Result<()> {
-    attempts(|| durably(disk, directory, json))
+    attempts(|| durably(disk, directory, STATE_FILE, json))
 }
 
 pub(crate) fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
@@ -159,13 +166,20 @@ pub(crate) fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Re
     synced.and(disk.close(handle))
 }
 
-pub(crate) fn remove_stale_temps(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
+/// Removes what a crash has left; returns the names.
+pub(crate) fn remove_stale_temps(
+    disk: &mut dyn Storage,
+    directory: &Path,
+) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
     for name in disk.list(directory)? {
-        if name.to_string_lossy().starts_with(TEMP_PREFIX) {
-            ignore_missing(disk.unlink(&directory.join(name)))?;
+        let text = name.to_string_lossy();
+        if text.starts_with(TEMP_PREFIX) {
+            ignore_missing(disk.unlink(&directory.join(&name)))?;
+            removed.push(text.into_owned());
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 pub(crate) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

@@ -44,16 +44,7 @@ fn open(directory: &Path) -> StateManager {
 }
 
 fn order(id: &str) -> Order {
-    Order {
-        id: id.to_owned(),
-        symbol: "UP".to_owned(),
-        action: Action::Buy,
-        quantity: 10,
-        status: Status::Submitting,
-        parent: None,
-        stop: None,
-        profit: None,
-    }
+    Order::new(id, "UP", Action::Buy, 10)
 }
 
 /// The state is what the ledger says, and nothing was done twice.

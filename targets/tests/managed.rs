@@ -50,16 +50,7 @@ impl Hand {
 }
 
 fn order(id: &str) -> Order {
-    Order {
-        id: id.to_owned(),
-        symbol: "UP".to_owned(),
-        action: Action::Buy,
-        quantity: 10,
-        status: Status::Submitting,
-        parent: None,
-        stop: None,
-        profit: None,
-    }
+    Order::new(id, "UP", Action::Buy, 10)
 }
 
 fn backups(directory: &Path) -> Vec<String> {

@@ -41,10 +41,7 @@ trait Loads {
 
 impl<'a> AtRest<'a> {
     /// An injector that works in `room`.
-    pub fn new(prepared: &'a Prepared, room: &Path) -> Result<Self> {
-        let Some(rest) = &prepared.rest else {
-            return Err(Error::internal("nothing lies at rest"));
-        };
+    pub fn new(prepared: &'a Prepared, rest: &'a Rest, room: &Path) -> Result<Self> {
         let loads: Box<dyn Loads + 'a> = match &prepared.kind {
             Kind::BuiltIn(subject) => {
                 let directory = room.join("rest");
@@ -79,8 +76,10 @@ impl<'a> AtRest<'a> {
             checks: Vec::new(),
             recovery: Recovery::default(),
         };
-        // Root may read everything.
-        if !harmed.unreadable.is_empty() && nix::unistd::geteuid().is_root() {
+        // Root may read everything; and what is as it was is not harmed.
+        let readable = !harmed.unreadable.is_empty() && nix::unistd::geteuid().is_root();
+        let harms = self.rest.files.iter().any(|file| harmed.changed.contains_key(file));
+        if readable || !harms {
             outcome.injection = Injection::NotReached;
             return Ok(outcome);
         }

@@ -153,6 +153,15 @@ fn succeed(root: &Path, dead: &[Pid], is_state: &dyn Fn(&Path) -> bool) -> io::R
     Ok(())
 }
 
+/// How a child ends that has nothing more to do.
+fn reap(child: Pid) -> io::Result<Exit> {
+    let ended = wait_at_most(child, PATIENCE)?;
+    if ended.is_none() {
+        end(child)?;
+    }
+    Ok(exit_of(ended))
+}
+
 /// What the children of a meeting say, a byte each.
 const ACK: u8 = b'A';
 const HERE: u8 = b'H';
@@ -182,7 +191,7 @@ impl Child {
         Ok(Self { pid, go, said, acks: 0 })
     }
 
-    /// Hears it until it says that it is there, or at its end; false of the end.
+    /// Hears it until it says that it is there, or at its end; `None` if it does not in this time.
     fn hear(&mut self, time: Duration) -> io::Result<Option<u8>> {
         loop {
             let mut fds = [PollFd::new(self.said.as_fd(), PollFlags::POLLIN)];
@@ -273,11 +282,7 @@ impl OfBuiltIn<'_> {
         let (mut first, mut second) = self.both(meeting.before)?;
         if first.hear(PATIENCE)? != Some(HERE) {
             end(second.pid)?;
-            let ended = wait_at_most(first.pid, PATIENCE)?;
-            if ended.is_none() {
-                end(first.pid)?;
-            }
-            return Ok((None, exit_of(ended), first.acks));
+            return Ok((None, reap(first.pid)?, first.acks));
         }
         second.go_on()?;
         let mut waits = second.hear(WAITS)?.is_none();
@@ -292,14 +297,8 @@ impl OfBuiltIn<'_> {
             }
             Then::GoesOn => {
                 first.go_on()?;
-                let done = first.hear(PATIENCE)?;
-                match done {
-                    Some(_) => exit_of(wait_at_most(first.pid, PATIENCE)?),
-                    None => {
-                        end(first.pid)?;
-                        Exit::TimedOut
-                    }
-                }
+                first.hear(PATIENCE)?;
+                reap(first.pid)?
             }
         };
         if waits && meeting.then == Then::GoesOn {
@@ -310,7 +309,7 @@ impl OfBuiltIn<'_> {
         let gives_up = waits && second.hear(PATIENCE)?.is_none();
         let ended = match gives_up {
             true => end(second.pid).map(|_| Exit::TimedOut)?,
-            false => exit_of(Some(wait_for(second.pid)?)),
+            false => reap(second.pid)?,
         };
         Ok((Some(Second { acks: meanwhile, exit: ended }), exit, first.acks))
     }

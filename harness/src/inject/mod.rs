@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::op::Trace;
 use crate::outcome::{Check, Outcome, Recovery, Step, Survivor};
 use crate::power::survivor::Node;
-use crate::subject::{Kind, Prepared};
+use crate::subject::{About, Kind, Prepared};
 use crate::volume::Volume;
 
 pub mod armed_storage;
@@ -108,14 +108,14 @@ pub fn for_subject<'a>(
     room: &Path,
     volume: Option<Rc<Volume>>,
 ) -> Result<Box<dyn Injector + 'a>> {
-    if prepared.rest.is_some() {
-        return Ok(Box::new(at_rest::AtRest::new(prepared, room)?));
-    }
-    if let (true, Kind::BuiltIn(subject)) = (prepared.parts, &prepared.kind) {
-        return Ok(Box::new(outside::Outside::new(subject.strategy, room)));
-    }
-    if prepared.meets {
-        return Ok(Box::new(meeting::Meetings::new(prepared, room)?));
+    match (&prepared.about, &prepared.kind) {
+        (About::Run, _) => {}
+        (About::Rest(rest), _) => return Ok(Box::new(at_rest::AtRest::new(prepared, rest, room)?)),
+        (About::Meeting, _) => return Ok(Box::new(meeting::Meetings::new(prepared, room)?)),
+        (About::Outside, Kind::BuiltIn(subject)) => {
+            return Ok(Box::new(outside::Outside::new(subject.strategy, room)));
+        }
+        (About::Outside, _) => return Err(Error::internal("only strategies have a bot")),
     }
     match &prepared.kind {
         Kind::BuiltIn(subject) => {

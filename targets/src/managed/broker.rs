@@ -164,16 +164,8 @@ fn opened(state: &mut State, ledger: &Ledger, symbol: &str, quantity: i64) -> Op
     let filled = |order: &&BrokerOrder| order.symbol == symbol && order.status == Status::Filled;
     let order = ledger.orders.iter().rev().find(filled)?;
     if state.order(&order.id).is_none() {
-        state.orders.push(Order {
-            id: order.id.clone(),
-            symbol: symbol.to_owned(),
-            action: order.action,
-            quantity: order.quantity,
-            status: order.status,
-            parent: None,
-            stop: None,
-            profit: None,
-        });
+        let known = Order::new(&order.id, symbol, order.action, order.quantity);
+        state.orders.push(Order { status: order.status, ..known });
     }
     let (symbol, entry_price) = (symbol.to_owned(), order.price);
     Some(Position { symbol, quantity, entry_price, order: order.id.clone() })
@@ -184,9 +176,7 @@ mod tests {
     use super::*;
 
     fn order(id: &str, status: Status) -> Order {
-        let (id, symbol) = (id.to_owned(), "UP".to_owned());
-        let (action, quantity) = (Action::Buy, 10);
-        Order { id, symbol, action, quantity, status, parent: None, stop: None, profit: None }
+        Order { status, ..Order::new(id, "UP", Action::Buy, 10) }
     }
 
     fn theirs(id: &str, status: Status) -> BrokerOrder {

@@ -16,6 +16,7 @@ use super::state::{Complaint, Order, State, Status, Validation};
 use super::store::{self, Found, StoreError};
 use crate::storage::{Disk, Storage};
 use crate::strategy::STATE_FILE;
+use crate::ways;
 
 /// Where copies of backups go that are to survive this machine.
 pub trait Remote: Send {
@@ -124,9 +125,9 @@ const TO_COPY_MAX: usize = 100;
 impl StateManager {
     /// Takes the lock of `directory`, which is made if it is missing, and loads the state.
     pub fn open(directory: &Path, options: Options) -> Result<Self, ManagerError> {
-        let failed = |error| StoreError::Io(directory.to_owned(), error);
-        std::fs::create_dir_all(directory).map_err(failed)?;
-        Self::open_with(Box::new(Disk::default()), directory, options)
+        let mut disk = Box::new(Disk::default());
+        store::make_directory(&mut *disk, directory)?;
+        Self::open_with(disk, directory, options)
     }
 
     /// The same in a directory that is there, with other storage calls.
@@ -331,7 +332,7 @@ impl Inner {
         let sequence = self.sequence + 1;
         let stored = self.options.codec.encode(envelope::seal(sequence, now, &json));
         let stored = stored.map_err(failed)?;
-        store::replace(&mut *self.disk, directory, STATE_FILE, &stored).map_err(failed)?;
+        ways::durably(&mut *self.disk, directory, STATE_FILE, &stored).map_err(failed)?;
         (self.state, self.sequence, self.saved_at) = (state, sequence, Some(now));
         let due = self.options.backups.is_due(self.last_backup, now);
         if let Some(reason) = wanted.or(due.then_some(Reason::Schedule)) {

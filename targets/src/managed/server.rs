@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::broker::{Broker, BrokerError, BrokerOrder, Ledger};
 use super::state::{Action, Order, Settlement, Status};
-use super::store;
 use crate::storage::Disk;
+use crate::ways;
 
 /// The ledger, in the directory of the broker.
 const LEDGER: &str = "ledger.json";
@@ -145,7 +145,7 @@ impl Server {
             }
         };
         let json = serde_json::to_vec(&ledger)?;
-        store::replace(&mut Disk::default(), &self.directory, LEDGER, &json)?;
+        ways::durably(&mut Disk::default(), &self.directory, LEDGER, &json)?;
         self.ledger = ledger;
         Ok(answer)
     }

@@ -114,6 +114,23 @@ pub enum Status {
     Rejected,
 }
 
+impl Order {
+    /// An order that belongs to no other, and is yet to be sent.
+    #[must_use]
+    pub fn new(id: &str, symbol: &str, action: Action, quantity: i64) -> Self {
+        Self {
+            id: id.to_owned(),
+            symbol: symbol.to_owned(),
+            action,
+            quantity,
+            status: Status::Submitting,
+            parent: None,
+            stop: None,
+            profit: None,
+        }
+    }
+}
+
 impl Status {
     /// Whether nothing more will become of it.
     #[must_use]

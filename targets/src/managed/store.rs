@@ -21,7 +21,8 @@ use super::envelope::{self, Damage};
 use super::event::Event;
 use crate::storage::{FileId, Open, Storage};
 use crate::strategy::STATE_FILE;
-use crate::temp::{Handle, TEMP_PREFIX, Temp};
+use crate::temp::Handle;
+use crate::ways;
 
 /// The lock.
 pub const LOCK_FILE: &str = "state.lock";
@@ -77,6 +78,22 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// Makes a directory, and those on the way to it, for good: what is saved in one whose name is in memory
+/// only goes with it.
+pub fn make_directory(disk: &mut dyn Storage, directory: &Path) -> Result<(), StoreError> {
+    let missing: Vec<&Path> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for path in missing.into_iter().rev() {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        disk.make_directory(path)
+            .and_then(|()| ways::sync_directory(disk, parent.unwrap_or(Path::new("."))))
+            .map_err(|error| StoreError::Io(path.to_owned(), error))?;
+    }
+    Ok(())
+}
+
 /// Takes the lock of a directory; it is held as long as the file is open, and no longer than the
 /// process lives.
 pub fn lock(disk: &mut dyn Storage, directory: &Path) -> Result<FileId, StoreError> {
@@ -106,16 +123,13 @@ pub fn lock(disk: &mut dyn Storage, directory: &Path) -> Result<FileId, StoreErr
 /// backups.
 pub fn prepare(disk: &mut dyn Storage, directory: &Path) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
-    let names = disk.list(directory)?;
-    let has_backups = names.iter().any(|name| name == BACKUPS);
-    remove_temps(disk, directory, names, &mut events)?;
+    remove_temps(disk, directory, &mut events)?;
     let backups = directory.join(BACKUPS);
-    if has_backups {
-        let names = disk.list(&backups)?;
-        remove_temps(disk, &backups, names, &mut events)?;
+    if disk.list(directory)?.iter().any(|name| name == BACKUPS) {
+        remove_temps(disk, &backups, &mut events)?;
     } else {
         disk.make_directory(&backups)?;
-        sync_directory(disk, directory)?;
+        ways::sync_directory(disk, directory)?;
     }
     Ok(events)
 }
@@ -123,45 +137,11 @@ pub fn prepare(disk: &mut dyn Storage, directory: &Path) -> io::Result<Vec<Event
 fn remove_temps(
     disk: &mut dyn Storage,
     directory: &Path,
-    names: Vec<OsString>,
     events: &mut Vec<Event>,
 ) -> io::Result<()> {
-    for name in names {
-        let name = name.to_string_lossy();
-        if name.starts_with(TEMP_PREFIX) {
-            disk.unlink(&directory.join(&*name))?;
-            events.push(Event::TempRemoved(name.into_owned()));
-        }
-    }
+    let removed = ways::remove_stale_temps(disk, directory)?;
+    events.extend(removed.into_iter().map(Event::TempRemoved));
     Ok(())
-}
-
-/// Replaces the file `name` durably: temp file, fsync, rename, fsync of the directory.
-pub fn replace(
-    disk: &mut dyn Storage,
-    directory: &Path,
-    name: &str,
-    bytes: &[u8],
-) -> io::Result<()> {
-    let temp = Temp::random(directory)?;
-    let file = disk.open(&temp.path, temp.how)?;
-    let written = Handle { disk: &mut *disk, file }.write_all(bytes);
-    let synced = written.and_then(|()| disk.fsync(file));
-    let saved =
-        synced.and(disk.close(file)).and_then(|()| disk.rename(&temp.path, &directory.join(name)));
-    if saved.is_err() {
-        // The failure is told already; what stays is removed at the next start.
-        let _ = disk.unlink(&temp.path);
-    }
-    saved?;
-    sync_directory(disk, directory)
-}
-
-/// Makes the names in a directory durable.
-pub fn sync_directory(disk: &mut dyn Storage, directory: &Path) -> io::Result<()> {
-    let handle = disk.open(directory, Open::Directory)?;
-    let synced = disk.fsync(handle);
-    synced.and(disk.close(handle))
 }
 
 /// Backs up what was just saved, looks whether that worked, and removes what is kept long enough.
@@ -174,7 +154,7 @@ pub fn back_up(
 ) -> io::Result<()> {
     let backups = directory.join(BACKUPS);
     let name = backup.name();
-    replace(disk, &backups, &name, stored)?;
+    ways::durably(disk, &backups, &name, stored)?;
     if let Err(why) = whole(&backups.join(&name), codec) {
         return Err(io::Error::other(format!("{name} was written, and {why}")));
     }
@@ -299,7 +279,7 @@ pub fn put_back(
         found.events.push(Event::SetAside(name));
     }
     let sealed = envelope::seal(found.sequence, found.saved_at, found.state.as_bytes());
-    replace(disk, directory, STATE_FILE, &codec.encode(sealed)?)
+    ways::durably(disk, directory, STATE_FILE, &codec.encode(sealed)?)
 }
 
 /// A free name for what is set aside.
@@ -345,5 +325,5 @@ pub fn restore(
         // A file can't be renamed over a directory.
         disk.rename(&target, &directory.join(aside(directory, found.saved_at)))?;
     }
-    replace(disk, directory, STATE_FILE, &codec.encode(sealed)?)
+    ways::durably(disk, directory, STATE_FILE, &codec.encode(sealed)?)
 }

@@ -10,6 +10,7 @@ use super::{envelope, store};
 use crate::state::{BotState, Version, time_of};
 use crate::storage::Storage;
 use crate::strategy::{LoadError, Loaded, Origin, STATE_FILE};
+use crate::ways;
 
 pub use super::store::StoreError;
 
@@ -46,7 +47,7 @@ pub fn save(
     ack: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
     let (stored, at) = (sealed(version), time_of(version.number));
-    store::replace(disk, directory, STATE_FILE, &stored)?;
+    ways::durably(disk, directory, STATE_FILE, &stored)?;
     ack(version.number);
     let policy = Policy::default();
     if policy.is_due(store::last_scheduled(directory), at) {

@@ -34,6 +34,7 @@ pub mod history;
 pub mod judging;
 pub mod learner;
 pub mod listing;
+pub mod locate;
 pub mod meeting;
 pub mod model;
 pub mod oracle;

@@ -12,6 +12,7 @@ use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use super::transfer;
 use crate::armed::Action;
+use crate::locate::Frame;
 use crate::op::{ByteOffset, Call, Effect, Op, Trace};
 use crate::os::ptrace::Stopped;
 
@@ -21,6 +22,12 @@ const LINGER: Duration = Duration::from_secs(2);
 const ACKS_DEFAULT: u64 = 10;
 /// How many more are waited for: a trial in which a save has failed gets further in its versions.
 const BEYOND: u64 = 5;
+
+/// Who looks at the stack of each thread before each of its ops.
+pub trait Witness {
+    /// The frames of a thread that is about to make a call, the innermost first.
+    fn look(&mut self, asked: &Asked, thread: &Stopped) -> Vec<Frame>;
+}
 
 /// Records a run.
 pub struct Recorder<'a> {
@@ -45,6 +52,11 @@ pub struct Recorder<'a> {
     started: u32,
     /// The files that are mapped, shared and to be written: what was seen of each.
     mapped: Vec<Mapped>,
+    witness: Option<Box<dyn Witness>>,
+    /// What was seen before the call that each thread is about to make.
+    seen: HashMap<i32, Vec<Frame>>,
+    /// Of each op what the witness has seen, if there is one.
+    pub stacks: Vec<Vec<Frame>>,
 }
 
 /// A file that may change without a call.
@@ -140,6 +152,9 @@ impl<'a> Recorder<'a> {
             hesitates: Hesitates::Nobody,
             started: 0,
             mapped: Vec::new(),
+            witness: None,
+            seen: HashMap::new(),
+            stacks: Vec::new(),
             counts: HashMap::new(),
             data_bytes: 0,
             enough_acks_at: None,
@@ -153,6 +168,20 @@ impl<'a> Recorder<'a> {
         Self { hesitates, ..self }
     }
 
+    /// Lets somebody look at the stacks.
+    #[must_use]
+    pub fn seen_by(self, witness: Box<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
+    }
+
+    /// Adds an op, and where it was made.
+    fn add(&mut self, op: Op, stack: Option<Vec<Frame>>) {
+        if self.witness.is_some() {
+            self.stacks.push(stack.unwrap_or_default());
+        }
+        self.trace.ops.push(op);
+    }
+
     /// Writes down what was stored in mapped files since the last call.
     pub fn stores(&mut self) {
         for index in 0..self.mapped.len() {
@@ -164,7 +193,7 @@ impl<'a> Recorder<'a> {
                 let (nth, result) = (*nth, i64::try_from(data.len()).unwrap_or(i64::MAX));
                 self.data_bytes += data.len() as u64;
                 let effect = Effect::Write { path: path.clone(), offset: ByteOffset(offset), data };
-                self.trace.ops.push(Op::new(Call::Store, nth, effect, result));
+                self.add(Op::new(Call::Store, nth, effect, result), None);
             }
         }
     }
@@ -225,8 +254,11 @@ impl<'a> Recorder<'a> {
 }
 
 impl Watcher for Recorder<'_> {
-    fn asked(&mut self, _asked: &Asked, _thread: &Stopped) -> Action {
+    fn asked(&mut self, asked: &Asked, thread: &Stopped) -> Action {
         self.stores();
+        if let Some(witness) = &mut self.witness {
+            self.seen.insert(thread.tid().as_raw(), witness.look(asked, thread));
+        }
         Action::Pass
     }
 
@@ -269,7 +301,8 @@ impl Watcher for Recorder<'_> {
             let fits = |mapped: &Mapped| mapped.seen.len() as u64 <= self.data_bytes_max;
             self.mapped.extend(mapped.filter(fits));
         }
-        self.trace.ops.push(op);
+        let stack = self.seen.remove(&done.thread.tid().as_raw());
+        self.add(op, stack);
         self.last_op_at = Instant::now();
     }
 

@@ -66,6 +66,49 @@ pub fn set_result(registers: &mut Registers, result: i64) {
     }
 }
 
+/// Where a thread is, and where its stack is.
+#[derive(Clone, Copy, Debug)]
+pub struct StackPoint {
+    /// The address of its next instruction.
+    pub pc: u64,
+    /// The stack pointer.
+    pub sp: u64,
+    /// The frame pointer.
+    pub fp: u64,
+    /// The return address, where a register holds it.
+    #[cfg(target_arch = "aarch64")]
+    pub lr: u64,
+}
+
+impl StackPoint {
+    /// The registers that unwinding begins with.
+    #[must_use]
+    pub fn registers(&self) -> framehop::UnwindRegsNative {
+        #[cfg(target_arch = "x86_64")]
+        {
+            framehop::UnwindRegsNative::new(self.pc, self.sp, self.fp)
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            framehop::UnwindRegsNative::new(self.lr, self.sp, self.fp)
+        }
+    }
+}
+
+/// Where a thread with these registers is.
+#[must_use]
+pub fn stack_point(registers: &Registers) -> StackPoint {
+    #[cfg(target_arch = "x86_64")]
+    {
+        StackPoint { pc: registers.rip, sp: registers.rsp, fp: registers.rbp }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let [fp, lr] = [registers.regs[29], registers.regs[30]];
+        StackPoint { pc: registers.pc, sp: registers.sp, fp, lr }
+    }
+}
+
 /// When a system call is of interest; the filter in the kernel checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::unistd::Pid;
 
-use super::arch::{self, Registers};
+use super::arch::{self, Registers, StackPoint};
 use super::process::Ended;
 
 /// The thread is not there any more.
@@ -215,6 +215,11 @@ impl Stopped {
             )
         };
         Ok(Errno::result(result).map(drop)?)
+    }
+
+    /// Where it is, and where its stack is.
+    pub fn stack_point(&self) -> Result<StackPoint> {
+        Ok(arch::stack_point(&self.registers()?))
     }
 
     fn registers(&self) -> Result<Registers> {

@@ -93,18 +93,24 @@ pub fn node() -> Option<String> {
 /// Compiles a C subject, if there is a compiler; returns the program, which lies in the target
 /// directory, where nothing is left behind on the machine.
 pub fn compiled(source: &str) -> Option<String> {
+    compiled_with(source, &["-O2"])
+}
+
+/// The same with options of the compiler.
+pub fn compiled_with(source: &str, options: &[&str]) -> Option<String> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let compiler = in_path("cc");
     if !has("cc", compiler.is_some()) {
         return None;
     }
-    let name = source.replace('/', "-");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.trim_end_matches(".c"));
+    let name = source.replace('/', "-").replace(".c", &options.concat());
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     // Other tests may compile or run the same program now: it is put in its place whole.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let new = program.with_extension(format!("{}-{count}", std::process::id()));
     let status = Command::new(compiler.unwrap_or_default())
-        .args(["-O2", "-Wall", "-Werror", "-pthread", "-o"])
+        .args(options)
+        .args(["-Wall", "-Werror", "-pthread", "-o"])
         .arg(&new)
         .arg(targets(&format!("c/{source}")))
         .status()

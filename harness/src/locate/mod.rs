@@ -1,0 +1,216 @@
+//! Where in its source a program was when it made each call: one more recorded run, with a look at the
+//! stack before each op.
+//!
+//! Of Python the interpreter tells (`sitecustomize.py`, put at the front of `PYTHONPATH`), of Node.js its
+//! own functions of `fs` do (`hook.cjs`, by `NODE_OPTIONS`), and native programs are unwound by
+//! what their compiler left for exceptions and debuggers. No program is changed.
+
+mod native;
+mod node;
+mod python;
+
+use native::Unwinding;
+use node::Notes;
+use python::Memories;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::armed::Follows;
+use crate::error::{Context, Result};
+use crate::inject::decode::Asked;
+use crate::inject::output::AckCounter;
+use crate::inject::recorder::{Recorder, Witness};
+use crate::inject::runner::{Bound, GRACE, Runner, ack_pattern};
+use crate::inject::tracer::How;
+use crate::lab::Lab;
+use crate::op::{Op, Trace};
+use crate::os::process::Ended;
+use crate::os::ptrace::Stopped;
+use crate::subject::Command;
+
+/// A place in the source of a program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// The source file, or the program if it has no debug information.
+    pub file: PathBuf,
+    /// The line, from 1, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// The function.
+    pub function: String,
+}
+
+impl std::fmt::Display for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        self.line.map_or(Ok(()), |line| write!(f, ":{line}"))?;
+        write!(f, " in {}", self.function)
+    }
+}
+
+/// A recorded run with the place of each op.
+#[derive(Clone, Debug, Default)]
+pub struct Located {
+    /// What was done.
+    pub trace: Trace,
+    /// Of each op the program's own frames, the innermost first.
+    pub stacks: Vec<Vec<Frame>>,
+    /// Why places are not known, if none is.
+    pub unknown: Option<String>,
+}
+
+impl Located {
+    /// Leaves out what the hooks have written themselves, where all that a program writes is recorded.
+    fn forget(&mut self, hooks: &[&Path]) {
+        let of_program = |op: &Op| !hooks.iter().any(|hooks| op.effect.path().starts_with(hooks));
+        let kept: Vec<bool> = self.trace.ops.iter().map(of_program).collect();
+        for ack in &mut self.trace.acks {
+            *ack = kept.iter().take(*ack).filter(|kept| **kept).count();
+        }
+        let mut keep = kept.iter();
+        self.trace.ops.retain(|_| keep.next().copied().unwrap_or(true));
+        let mut keep = kept.iter();
+        self.stacks.retain(|_| keep.next().copied().unwrap_or(true));
+    }
+
+    /// The innermost of the program's own frames when it made the op.
+    #[must_use]
+    pub fn of(&self, op: usize) -> Option<&Frame> {
+        self.stacks.get(op)?.first()
+    }
+}
+
+/// Where the hooks of a program lie that sees nothing but its directory and what came with the machine.
+const INSIDE: &str = ".crashtest-hooks";
+
+/// Runs a program once more in its own directory of the lab, and finds where it makes its calls.
+pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
+    let room = lab.room(0)?;
+    let root = room.join("dir");
+    let hooks = if command.sandbox { root.join(INSIDE) } else { lab.path().join("hooks") };
+    let mut command = command.clone();
+    prepend(&mut command, "PYTHONPATH", &hooks.display().to_string(), ":");
+    let require = format!("--require {}", hooks.join(node::HOOK.0).display());
+    prepend(&mut command, "NODE_OPTIONS", &require, " ");
+    let frames = hooks.join(node::FRAMES);
+    command.env.insert("CRASHTEST_FRAMES".to_owned(), frames.display().to_string());
+    let mut runner = Runner::new(&command, &room)?;
+    runner.reset()?;
+    write_hooks(&hooks).context(format_args!("write below {}", hooks.display()))?;
+    let scope = runner.scope.clone();
+    let pattern = command.ack.as_deref().map(ack_pattern).transpose()?;
+    let limits = command.limits;
+    let node = Notes { file: frames, root };
+    let mut recorder =
+        Recorder::new(&scope, AckCounter::new(pattern), limits.acks, limits.data_bytes).seen_by(
+            Box::new(Looker { node, python: Memories::default(), native: Unwinding::default() }),
+        );
+    // It is slower now.
+    let bound = Bound { timeout: limits.timeout() * 4, grace: GRACE };
+    let ran = runner.traced(&mut recorder, Follows::All, bound)?;
+    let mut located = Located {
+        stacks: std::mem::take(&mut recorder.stacks),
+        trace: recorder.trace,
+        unknown: None,
+    };
+    located.forget(&[&hooks, Path::new(INSIDE)]);
+    if located.stacks.iter().all(Vec::is_empty) {
+        let ended = matches!(ran.how, How::Ended(Ended::Status(0)) | How::Enough);
+        located.unknown = Some(match ended {
+            true => "its interpreter does not tell, and it has no debug information".to_owned(),
+            false => format!("it did not end well when it was looked at: {:?}", ran.how),
+        });
+    }
+    Ok(located)
+}
+
+fn write_hooks(hooks: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(hooks)?;
+    for (name, text) in [python::HOOK, node::HOOK, (node::FRAMES, "")] {
+        std::fs::write(hooks.join(name), text)?;
+    }
+    Ok(())
+}
+
+/// Puts a value in front of what a variable of the program's environment holds.
+fn prepend(command: &mut Command, variable: &str, value: &str, separator: &str) {
+    let inherited = || std::env::var(variable).ok();
+    let old = command.env.get(variable).cloned().or_else(inherited).filter(|old| !old.is_empty());
+    let new = old.map_or(value.to_owned(), |old| format!("{value}{separator}{old}"));
+    command.env.insert(variable.to_owned(), new);
+}
+
+/// Looks at the stacks of all kinds of programs.
+struct Looker {
+    python: Memories,
+    node: Notes,
+    native: Unwinding,
+}
+
+impl Witness for Looker {
+    fn look(&mut self, asked: &Asked, thread: &Stopped) -> Vec<Frame> {
+        let told = self.python.look(thread).or_else(|| self.node.look(asked, thread));
+        match told {
+            Some(frames) => own(frames.clone()).unwrap_or(frames),
+            // What is left of an interpreter that does not tell would only be its own functions.
+            None => own(self.native.look(thread)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Directories of programs and libraries that came with the machine or were fetched.
+const FETCHED: [&str; 8] = [
+    "/site-packages/",
+    "/dist-packages/",
+    "/node_modules/",
+    "/.cargo/registry/",
+    "/rustc/",
+    "/usr/lib/",
+    "/usr/bin/",
+    "/go/src/",
+];
+
+/// The frames of the program's own code, if there are any: those with a line if there are such.
+fn own(mut frames: Vec<Frame>) -> Option<Vec<Frame>> {
+    frames.retain(|frame| {
+        let path = frame.file.to_string_lossy();
+        path.starts_with(['/', '<']) && !FETCHED.iter().any(|place| path.contains(place))
+    });
+    if frames.iter().any(|frame| frame.line.is_some()) {
+        frames.retain(|frame| frame.line.is_some());
+    }
+    Some(frames).filter(|frames| !frames.is_empty())
+}
+
+/// The mappings of a process, by their first addresses.
+fn mappings(tid: i32) -> BTreeMap<u64, Mapping> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/maps")).unwrap_or_default();
+    text.lines().filter_map(mapping).collect()
+}
+
+/// A line of `/proc/PID/maps`.
+struct Mapping {
+    end: u64,
+    offset: u64,
+    executable: bool,
+    path: PathBuf,
+}
+
+fn mapping(line: &str) -> Option<(u64, Mapping)> {
+    let mut parts = line.splitn(6, ' ');
+    let (first, end) = parts.next()?.split_once('-')?;
+    let permissions = parts.next()?;
+    let offset = parts.next()?;
+    let path = parts.nth(2).unwrap_or_default().trim_start();
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    let mapping = Mapping {
+        end: number(end)?,
+        offset: number(offset)?,
+        executable: permissions.contains('x'),
+        path: Path::new(path).to_owned(),
+    };
+    Some((number(first)?, mapping))
+}

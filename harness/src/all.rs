@@ -57,15 +57,24 @@ impl All {
     }
 }
 
-/// Runs all scenarios with these options; `tell` hears of each before it begins.
-pub fn run(options: &cli::Run, tell: &mut dyn FnMut(&run::Request)) -> Result<All> {
+/// Runs all scenarios with these options, or `only` some; `tell` hears of each before it begins.
+pub fn run(
+    options: &cli::Run,
+    only: &[String],
+    tell: &mut dyn FnMut(&run::Request),
+) -> Result<All> {
     let mut options = options.clone();
+    for name in only {
+        // An unknown one is an error here.
+        Scenario::find(name)?;
+    }
     options.seed = Some(options.seed.map_or_else(new_seed, Ok)?);
     if options.program.is_empty() && options.strategy.is_empty() {
         options.strategy = STRATEGIES.map(str::to_owned).into();
     }
     let mut all = All::default();
-    for (name, _) in EMBEDDED {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
+    for (name, _) in EMBEDDED.into_iter().filter(|(name, _)| wanted(name)) {
         options.scenario = name.to_owned();
         let scenario = Scenario::find(name)?;
         let one = match missing(&options, &scenario) {

@@ -26,6 +26,8 @@ const AFTER_HELP: &str = "Exit status: 0 every expectation held; 1 a violation t
 pub enum Command {
     /// Run a scenario on built-in strategies, or on any program
     Run(Box<Run>),
+    /// Run every scenario on a program, and write down what an auditor would
+    Audit(Box<Audit>),
     /// Record one run of a program in a file, and print what it did
     Record(Box<Record>),
     /// Print what a recorded run did
@@ -46,7 +48,7 @@ pub enum Command {
 }
 
 /// `crashtest run`.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Run {
     /// A built-in scenario, `all` of them, or the path of a scenario file
     #[arg(long, default_value = "sigkill", value_name = "NAME|PATH")]
@@ -167,6 +169,57 @@ pub struct Run {
     pub program: Vec<String>,
 }
 
+/// `crashtest audit`.
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// Audit a built-in strategy instead of a program
+    #[arg(long, value_name = "NAME", conflicts_with = "program")]
+    pub strategy: Option<String>,
+    /// Look for the same patterns in the Python sources of this directory, or in this file; what is found
+    /// is reported as hints
+    #[arg(long, value_name = "PATH")]
+    pub source: Option<PathBuf>,
+    /// Write the document there as Markdown
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Write the document there as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json_output: Option<PathBuf>,
+    /// Print it as JSON instead of Markdown
+    #[arg(long)]
+    pub json: bool,
+    /// Only these scenarios, separated by commas [default: all that this machine can run]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub scenario: Vec<String>,
+    /// What draws everything that is drawn [default: a new one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Trials in each scenario that has no end by itself [default: the scenario's]
+    #[arg(long, value_name = "N")]
+    pub trials: Option<u64>,
+    /// How many images of each real file system, about
+    #[arg(long, value_name = "N")]
+    pub images_max: Option<u64>,
+    /// Workers [default: the CPUs that may be used]
+    #[arg(long, short = 'j', value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Parent of the trial directories [default: /dev/shm, or else the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Print nothing but the document
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Where results are kept
+    #[command(flatten)]
+    pub results: Results,
+    /// What is known about the program
+    #[command(flatten)]
+    pub about: About,
+    /// The program, with its arguments; `{dir}` stands for the trial directory
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
 /// `crashtest record`.
 #[derive(Debug, Args)]
 pub struct Record {
@@ -195,7 +248,7 @@ pub struct Timeline {
 }
 
 /// Options about the program under test.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "The program under test")]
 pub struct About {
     /// Glob of its state files, relative to the trial directory; may be given more than once
@@ -251,7 +304,7 @@ pub struct About {
 }
 
 /// Where results are kept.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Results {
     /// Where results are kept
     #[arg(long = "results", value_name = "DIR", env = "CRASHTEST_RESULTS", default_value = crate::results::DEFAULT_ROOT)]

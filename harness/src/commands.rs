@@ -6,6 +6,7 @@ use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
 use crate::all::{self, ALL};
+use crate::audit::{Status, examine, render};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
@@ -23,12 +24,14 @@ use crate::request::{command, command_name, request};
 use crate::results;
 use crate::run::{self, Request};
 use crate::scenario::{EMBEDDED, Scenario};
+use crate::source;
 use std::sync::Arc;
 
 /// Does what the command line asks for.
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
         cli::Command::Run(options) => run(&options),
+        cli::Command::Audit(options) => audit(&options),
         cli::Command::Record(options) => record(&options),
         cli::Command::Timeline(options) => print(&shown(&Recording::read(&options.file)?)?),
         cli::Command::Replay(options) => replay(&options),
@@ -74,7 +77,7 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
         print(&format!("{}\n", json.context("write the report")?)).map(|_| ())
     };
     if options.scenario == ALL {
-        let all = all::run(options, &mut { tell })?;
+        let all = all::run(options, &[], &mut { tell })?;
         match options.json {
             true => json(serde_json::to_string_pretty(&all))?,
             false => print(&report::all::render(&all, terminal_width())).map(|_| ())?,
@@ -109,6 +112,39 @@ fn beginning(request: &Request) -> String {
         },
         request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     )
+}
+
+fn audit(options: &cli::Audit) -> Result<ExitStatus> {
+    signals::catch_interrupts().context("catch Ctrl-C")?;
+    if options.program.is_empty() && options.strategy.is_none() {
+        let Some(source) = &options.source else {
+            return Err(Error::usage("there is nothing to audit")
+                .help("give a program after --, or --strategy NAME, or --source DIR"));
+        };
+        let hints = source::look(source)?;
+        return print(&render::only_hints(&hints, source));
+    }
+    let tell = |request: &Request| {
+        if !options.quiet {
+            eprintln!("{}", beginning(request));
+        }
+    };
+    let audit = examine::audit(options, &mut { tell })?;
+    let markdown = render::markdown(&audit);
+    let json = serde_json::to_string_pretty(&audit).context("write the audit")?;
+    for (file, text) in [(&options.output, &markdown), (&options.json_output, &json)] {
+        let Some(file) = file else { continue };
+        std::fs::write(file, text)
+            .map_err(|error| Error::usage(format!("cannot write {}: {error}", file.display())))?;
+    }
+    match options.json {
+        true => print(&format!("{json}\n"))?,
+        false => print(&markdown)?,
+    };
+    Ok(match audit.status {
+        Status::Fail => ExitStatus::Unexpected,
+        Status::Pass | Status::Warn => ExitStatus::AsExpected,
+    })
 }
 
 fn record(options: &cli::Record) -> Result<ExitStatus> {

@@ -49,6 +49,7 @@ pub mod tally;
 pub mod template;
 pub mod unsynced;
 
+pub mod audit;
 pub mod baseline;
 pub mod cli;
 pub mod commands;
@@ -66,5 +67,6 @@ pub mod request;
 pub mod results;
 pub mod run;
 pub mod sandbox;
+pub mod source;
 pub mod volume;
 pub mod worker;

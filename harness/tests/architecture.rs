@@ -64,8 +64,11 @@ fn unsafe_blocks_lie_below_os_only_and_files_stay_small() {
 #[test]
 fn the_readme_names_every_option_of_the_table_and_no_other() {
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let help = common::crashtest().args(["run", "--help"]).output().unwrap();
-    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let help = |command: &str| {
+        let output = common::crashtest().args([command, "--help"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let help = help("run") + &help("audit");
     let options = readme.split(|c: char| !(c.is_ascii_lowercase() || c == '-'));
     let others = ["--release", "--path", "--workspace", "--seccomp-bpf", "--data", "--bench"];
     for option in options.filter(|word| word.len() > 3 && word.starts_with("--")) {

@@ -235,8 +235,11 @@ impl CommandInjector<'_> {
         }
         let Some(recover) = self.recover.as_ref() else { return Ok((Vec::new(), recovery)) };
         let (said, printed) = recover.run_and_hear(self.learned.timeout)?;
+        // What it prints says more than what it has left: it may keep what is damaged aside.
+        let loaded = version(&printed);
+        let is_version = matches!(loaded, Loaded::Version(_));
         recovery.load = match said {
-            Said::Yes if self.lost_all(&left.survivor)? => Load::Default,
+            Said::Yes if !is_version && self.lost_all(&left.survivor)? => Load::Default,
             Said::Yes => Load::Loaded,
             Said::No(why) => Load::Failed(format!("--recover: {why}")),
             Said::Hung => Load::Hung,
@@ -244,7 +247,7 @@ impl CommandInjector<'_> {
         if recovery.load != Load::Loaded {
             return Ok((Vec::new(), recovery));
         }
-        recovery.loaded = version(&printed);
+        recovery.loaded = loaded;
         let survivor = self.runner.survivor(&self.learned.state)?;
         let checks = self.check(&survivor, left.acks)?;
         if thorough {

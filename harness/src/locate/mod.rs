@@ -76,6 +76,18 @@ impl Located {
         self.stacks.retain(|_| keep.next().copied().unwrap_or(true));
     }
 
+    /// With paths as people like them: from here, if they lie below.
+    #[must_use]
+    pub fn seen_from_here(mut self) -> Self {
+        let here = std::env::current_dir().unwrap_or_default();
+        for frame in self.stacks.iter_mut().flatten() {
+            if let Ok(below) = frame.file.strip_prefix(&here) {
+                frame.file = below.to_owned();
+            }
+        }
+        self
+    }
+
     /// The innermost of the program's own frames when it made the op.
     #[must_use]
     pub fn of(&self, op: usize) -> Option<&Frame> {

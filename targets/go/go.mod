@@ -1,0 +1,3 @@
+module crashtest/durable
+
+go 1.19

@@ -268,6 +268,14 @@ pub struct About {
     /// Shell command, run there too, that restores the state from a copy, for which `{backup}` stands
     #[arg(long, value_name = "CMD", requires = "program")]
     pub restore: Option<String>,
+    /// Shell command that serves as the program's broker at 127.0.0.1:{port}, in a directory of its own; the
+    /// program finds it at the address that `{broker}` stands for among its arguments, and in
+    /// CRASHTEST_BROKER; for the scenarios disconnect and stale
+    #[arg(long, value_name = "CMD", requires = "program")]
+    pub broker: Option<String>,
+    /// Shell command that lets that broker's ledger move on; for the scenario stale
+    #[arg(long, value_name = "CMD", requires = "broker")]
+    pub settle: Option<String>,
     /// JSON Schema that the state must satisfy
     #[arg(long, value_name = "FILE", requires = "program")]
     pub schema: Option<PathBuf>,

@@ -211,7 +211,9 @@ impl<'a> Cutter<'a> {
         let Observed { mut trace, ended } = observed;
         let history = match &prepared.kind {
             Kind::Command(learned) => recorded::learn(&mut trace, prepared, &learned.state, ended)?,
-            Kind::BuiltIn(_) | Kind::Recorded(_) | Kind::Live(_) => prepared.history.clone(),
+            Kind::BuiltIn(_) | Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => {
+                prepared.history.clone()
+            }
         };
         Ok(Recording::of(prepared, history, trace, ended))
     }

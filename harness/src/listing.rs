@@ -37,32 +37,44 @@ pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> 
 
 /// Lets the bot of the subject and its broker part at each moment.
 pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
-    let Kind::BuiltIn(subject) = &one.kind else {
-        return Err(Error::internal("only strategies have a bot"));
+    let moves_on = request.scenario.ledger_moves_on;
+    let all = match &one.kind {
+        Kind::BuiltIn(subject) => {
+            let directory = lab.path().join("outside");
+            let unbroken = outside::unbroken(subject.strategy, &directory);
+            lab::remove_tree(&directory).context("remove the directory of the unbroken life")?;
+            let (calls, requests) = unbroken?;
+            parting::all(calls, requests, moves_on)
+        }
+        Kind::Bot(bot) => {
+            let calls = u32::try_from(one.sites.sites.len()).unwrap_or(u32::MAX);
+            parting::all_of_program(calls, bot.requests, moves_on)
+        }
+        _ => return Err(Error::internal("no bot is known")),
     };
-    let directory = lab.path().join("outside");
-    let unbroken = outside::unbroken(subject.strategy, &directory);
-    lab::remove_tree(&directory).context("remove the directory of the unbroken life")?;
-    let (calls, requests) = unbroken?;
-    let all = parting::all(calls, requests, request.scenario.ledger_moves_on);
-    let faults = all.into_iter().map(Fault::Parted).collect();
-    (one.about, one.planner) = (About::Outside, Planner::Listed(Listed::of(faults, true)));
+    let (chosen, whole) = spread(&all, request.trials);
+    let faults = chosen.into_iter().map(Fault::Parted).collect();
+    (one.about, one.planner) = (About::Outside, Planner::Listed(Listed::of(faults, whole)));
     Ok(())
 }
 
 /// Lets the subject meet another process before each of its ops, or before as many as there shall be.
 pub fn meet(request: &Request, one: &mut Prepared) {
     let all = meeting::all(one.trace.ops.len());
-    let most = request.trials.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let whole = most >= all.len();
-    // Spread evenly.
-    let chosen = (0..most.min(all.len())).map(|n| all[n * all.len() / most.min(all.len())]);
-    let faults = chosen.map(Fault::Concurrent).collect();
+    let (chosen, whole) = spread(&all, request.trials);
+    let faults = chosen.into_iter().map(Fault::Concurrent).collect();
     if matches!(&one.kind, Kind::Command(learned) if learned.command.recover.is_none()) {
         let what = "whether it can go on after that is not judged: --recover CMD says how it loads its state";
         one.notes.push(what.to_owned());
     }
     (one.about, one.planner) = (About::Meeting, Planner::Listed(Listed::of(faults, whole)));
+}
+
+/// As many as there shall be, spread evenly, and whether these are all.
+fn spread<T: Copy>(all: &[T], most: Option<u64>) -> (Vec<T>, bool) {
+    let most = most.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let count = most.min(all.len());
+    ((0..count).map(|n| all[n * all.len() / count]).collect(), most >= all.len())
 }
 
 /// How many harms of a built-in strategy there may be before a sample must do: all of a state of 4 KiB.
@@ -103,7 +115,7 @@ pub fn exhaust(
 ) -> Result<Option<Exhausted>> {
     let twin = match (&one.kind, one.twin.take()) {
         (Kind::BuiltIn(subject), _) => prepare::record_again(subject, lab)?,
-        (Kind::Recorded(_) | Kind::Live(_), _) => one.trace.clone(),
+        (Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_), _) => one.trace.clone(),
         (Kind::Command(_), Some(twin)) => twin,
         (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
     };

@@ -53,6 +53,23 @@ pub struct Sides {
     pub ledger: (i64, i64),
     /// And by the bot; why not, if it can't be asked.
     pub bot: Result<(i64, i64), String>,
+    /// What `--check` says of a program and its broker, if it objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objection: Option<String>,
+}
+
+impl Sides {
+    /// Of a program, of which nothing is known but what its check says.
+    #[must_use]
+    pub fn of_program() -> Self {
+        Self {
+            orders: Vec::new(),
+            unknown: Vec::new(),
+            ledger: (0, 0),
+            bot: Ok((0, 0)),
+            objection: None,
+        }
+    }
 }
 
 impl fmt::Display for Parting {
@@ -77,6 +94,74 @@ impl fmt::Display for Parting {
     }
 }
 
+/// Whose turn it was to say something, and what becomes of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The other side hears it.
+    Passed,
+    /// Nobody hears it, nor anything after it.
+    Lost,
+    /// It is held, and the bot is killed.
+    Held,
+}
+
+/// What a bot and its broker say in turn, over a line that breaks at some moment.
+///
+/// A request is all that a bot says on a connection until it is answered, whatever the language.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    at: Moment,
+    requests: u32,
+    broken: bool,
+}
+
+impl Turns {
+    /// A line that breaks then.
+    #[must_use]
+    pub fn new(at: Moment) -> Self {
+        Self { at, requests: 0, broken: false }
+    }
+
+    /// How many requests there were.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        self.requests
+    }
+
+    /// Whether nothing comes through any more.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The bot asks.
+    pub fn asked(&mut self) -> Turn {
+        let n = self.requests;
+        self.requests += 1;
+        self.broken |= self.at == Moment::Unsent(n);
+        if self.broken { Turn::Lost } else { Turn::Passed }
+    }
+
+    /// The broker answers what was asked last.
+    pub fn answered(&mut self) -> Turn {
+        let Some(n) = self.requests.checked_sub(1) else { return Turn::Passed };
+        self.broken |= self.at == Moment::Unanswered(n);
+        match self.at {
+            _ if self.broken => Turn::Lost,
+            Moment::KilledUnanswered(at) if at == n => Turn::Held,
+            _ => Turn::Passed,
+        }
+    }
+}
+
+/// All partings of a program's life. That it is killed when it has had an answer is before its next
+/// storage call.
+#[must_use]
+pub fn all_of_program(calls: u32, requests: u32, moves_on: bool) -> Vec<Parting> {
+    let all = all(calls, requests, moves_on);
+    all.into_iter().filter(|one| !matches!(one.at, Moment::KilledAnswered(_))).collect()
+}
+
 /// All partings of a life with so many storage calls and so many requests.
 #[must_use]
 pub fn all(calls: u32, requests: u32, moves_on: bool) -> Vec<Parting> {
@@ -99,7 +184,9 @@ pub fn judge(outcome: &Outcome, parting: Parting) -> Verdict {
     let Injection::At(Struck::Parted { sides }) = &outcome.injection else {
         return Verdict::Inconclusive(Why::NotReached);
     };
-    let violation = |kind, what: String| Violation { kind, detail: format!("{parting}: {what}") };
+    // What a program says comes with line ends.
+    let violation =
+        |kind, what: String| Violation { kind, detail: format!("{parting}: {}", what.trim()) };
     let mut found = Vec::new();
     if let Some((there, due)) = sides.orders.iter().find(|(there, due)| there > due) {
         let what = format!("the ledger has {there} orders where there should be {due}");
@@ -128,6 +215,9 @@ pub fn judge(outcome: &Outcome, parting: Parting) -> Verdict {
             }
         }
     }
+    if let Some(objection) = &sides.objection {
+        found.push(violation(ViolationKind::Diverged, objection.clone()));
+    }
     match found.is_empty() {
         true => Verdict::Pass,
         false => Verdict::Violated(found),
@@ -136,3 +226,25 @@ pub fn judge(outcome: &Outcome, parting: Parting) -> Verdict {
 
 /// How far the bot's cash may be from the ledger's, in cents.
 const TOLERANCE: i64 = crashtest_targets::managed::broker::TOLERANCE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of each request and of its answer.
+    fn said(at: Moment, requests: usize) -> Vec<Turn> {
+        let mut turns = Turns::new(at);
+        (0..requests).flat_map(|_| [turns.asked(), turns.answered()]).collect()
+    }
+
+    #[test]
+    fn a_line_breaks_once_and_for_all_and_a_bot_is_killed_once() {
+        use Turn::{Held, Lost, Passed};
+        assert_eq!(said(Moment::Unsent(1), 3), [Passed, Passed, Lost, Lost, Lost, Lost]);
+        assert_eq!(said(Moment::Unanswered(1), 3), [Passed, Passed, Passed, Lost, Lost, Lost]);
+        assert_eq!(said(Moment::KilledUnanswered(0), 1), [Passed, Held]);
+        assert_eq!(said(Moment::AtTheEnd, 2), [Passed; 4]);
+        // A broker that greets is not asked.
+        assert_eq!(Turns::new(Moment::Unanswered(0)).answered(), Passed);
+    }
+}

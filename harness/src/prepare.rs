@@ -11,6 +11,7 @@ use crate::baseline;
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::history::History;
+use crate::inject::bot::Bot;
 use crate::inject::builtin_recorder;
 use crate::inject::live::LiveResident;
 use crate::lab::{self, Lab};
@@ -19,7 +20,7 @@ use crate::op::Trace;
 use crate::plan::{Granularity, Planner, Seed, Sites};
 use crate::recording::Recording;
 use crate::state_files::StateFiles;
-use crate::subject::{BuiltIn, Command, Kind, Prepared, Recorded, Subject};
+use crate::subject::{self, BuiltIn, Command, Kind, Prepared, Recorded, Subject};
 
 /// Runs the subject unbroken, so that a fault of this kind can strike it; `planner` makes the planner
 /// from its sites.
@@ -39,6 +40,7 @@ pub fn prepare(
             built_in(name, subject, lab, planner)
         }
         Subject::Command(command) if command.live.is_some() => live(name, command, lab, planner),
+        Subject::Command(command) if fault == FaultKind::Parted => bot(name, command, lab, planner),
         Subject::Command(command) => baseline::learn(name, command, lab, fault, planner),
         Subject::Recorded { file } => recorded(name, &Recording::read(file)?, planner),
     }
@@ -92,6 +94,21 @@ fn live(
     let history = History::learn(&trace, &before, &|_| false)
         .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
     let kind = Kind::Live(Box::new(command.clone()));
+    Ok(Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner))
+}
+
+/// Lets a program live with its broker, and nothing happens.
+fn bot(
+    name: &str,
+    command: &Command,
+    lab: &Lab,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    let (trace, requests) = Bot::new(command, &lab.room(0)?)?.unbroken(name)?;
+    let before = Files::default();
+    let history = History::learn(&Trace::default(), &before, &|_| false)
+        .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
+    let kind = Kind::Bot(Box::new(subject::Bot { command: command.clone(), requests }));
     Ok(Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner))
 }
 

@@ -60,7 +60,7 @@ impl<'a> Recording<'a> {
         let mut trace = prepared.trace.clone();
         // The crash states are of this very recording: its versions are known byte by byte.
         let (state, ended) = match &prepared.kind {
-            Kind::BuiltIn(_) | Kind::Live(_) => {
+            Kind::BuiltIn(_) | Kind::Live(_) | Kind::Bot(_) => {
                 return Ok(Self::of(prepared, prepared.history.clone(), trace, false));
             }
             Kind::Command(learned) => (&learned.state, !learned.serves),
@@ -181,7 +181,7 @@ fn companions(prepared: &Prepared, trace: &Trace, state: &BTreeSet<&PathBuf>) ->
         Kind::Command(learned) => {
             learned.command.check.is_some() || learned.command.recover.is_some()
         }
-        Kind::Recorded(_) | Kind::Live(_) => false,
+        Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => false,
     };
     if !asks {
         return Vec::new();

@@ -143,7 +143,9 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
             promises.remove(&Promise::Recoverable);
             promises.remove(&Promise::Tidy);
         }
-        if command.live.is_some() {
+        if scenario.fault == FaultKind::Parted {
+            promises.clone_from(&scenario.promises);
+        } else if command.live.is_some() {
             promises = [Promise::Checked].into();
         } else if !options.about.promise.is_empty() {
             promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
@@ -156,10 +158,18 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
 /// What is not known of a program that a scenario must know, and how it can be said.
 #[must_use]
 pub fn unknown(about: &cli::About, scenario: &Scenario) -> Option<(&'static str, &'static str)> {
-    if scenario.fault == FaultKind::Parted {
+    let parted = scenario.fault == FaultKind::Parted;
+    if parted && (about.broker.is_none() || about.check.is_none()) {
         return Some((
             "it is not known how the program speaks with its broker",
-            "give a strategy; of a program, run sigkill with a --check that compares it with the broker",
+            "say with --broker CMD what serves at {port}, and with --check CMD whether the program and \
+             its broker agree",
+        ));
+    }
+    if parted && scenario.ledger_moves_on && about.settle.is_none() {
+        return Some((
+            "it is not known how the ledger moves on",
+            "say it with --settle CMD, which finds the broker in CRASHTEST_BROKER",
         ));
     }
     if scenario.fault == FaultKind::AtRest && about.recover.is_none() {
@@ -492,6 +502,8 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
         check: about.check.clone(),
         recover: about.recover.clone(),
         restore: about.restore.clone(),
+        broker: about.broker.clone(),
+        settle: about.settle.clone(),
         schema: about.schema.clone(),
         invariants: about.invariant.clone(),
         init: about.init.clone(),

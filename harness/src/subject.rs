@@ -68,6 +68,12 @@ pub struct Command {
     /// Run in the survivor directory; restores the state from the copy that `{backup}` stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<String>,
+    /// Serves as the program's broker, at the port that `{port}` stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<String>,
+    /// Lets the broker's ledger move on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settle: Option<String>,
     /// A JSON Schema file for the state.
     pub schema: Option<PathBuf>,
     /// CEL expressions over `state`.
@@ -216,6 +222,17 @@ pub enum Kind {
     Recorded(Recorded),
     /// See [`Live`].
     Live(Box<Command>),
+    /// See [`Bot`].
+    Bot(Box<Bot>),
+}
+
+/// A program that speaks with a broker.
+#[derive(Clone, Debug)]
+pub struct Bot {
+    /// The program.
+    pub command: Command,
+    /// How many requests it makes in its unbroken life.
+    pub requests: u32,
 }
 
 /// A run that was recorded.
@@ -267,7 +284,7 @@ impl Prepared {
     pub fn settled_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         match &self.kind {
             Kind::BuiltIn(subject) => subject.strategy.settled(bytes),
-            Kind::Command(_) | Kind::Recorded(_) | Kind::Live(_) => bytes,
+            Kind::Command(_) | Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => bytes,
         }
     }
 

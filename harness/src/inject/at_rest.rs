@@ -51,7 +51,7 @@ impl<'a> AtRest<'a> {
                 let injector = CommandInjector::new(learned, prepared, room, None)?;
                 Box::new(OfCommand { injector, rest, prepared, comparable: None })
             }
-            Kind::Recorded(_) | Kind::Live(_) => {
+            Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => {
                 return Err(Error::usage("what lies at rest must be loaded by a program")
                     .help("give a strategy, or a program that ends by itself"));
             }

@@ -71,7 +71,7 @@ impl<'a> Meetings<'a> {
                 let (second, room) = (learned.command.clone(), room.to_owned());
                 Box::new(OfCommand { first, second, room, patience })
             }
-            Kind::Recorded(_) | Kind::Live(_) => {
+            Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => {
                 return Err(Error::usage("what does not run can't meet another")
                     .help("give a strategy, or a program"));
             }

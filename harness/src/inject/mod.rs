@@ -14,12 +14,14 @@ use crate::volume::Volume;
 
 pub mod armed_storage;
 pub mod at_rest;
+pub mod bot;
 pub mod builtin;
 pub mod builtin_recorder;
 pub mod checks;
 pub mod command;
 pub mod decode;
 pub mod hand;
+pub mod line;
 pub mod live;
 pub mod meeting;
 pub mod output;
@@ -115,7 +117,10 @@ pub fn for_subject<'a>(
         (About::Outside, Kind::BuiltIn(subject)) => {
             return Ok(Box::new(outside::Outside::new(subject.strategy, room)));
         }
-        (About::Outside, _) => return Err(Error::internal("only strategies have a bot")),
+        (About::Outside, Kind::Bot(bot)) => {
+            return Ok(Box::new(bot::Partings::new(&bot.command, &prepared.sites, room)?));
+        }
+        (About::Outside, _) => return Err(Error::internal("no bot is known")),
     }
     match &prepared.kind {
         Kind::BuiltIn(subject) => {
@@ -125,6 +130,8 @@ pub fn for_subject<'a>(
             Ok(Box::new(command::CommandInjector::new(subject, prepared, room, volume)?))
         }
         Kind::Recorded(_) => Err(Error::usage("a recording can't be run")),
-        Kind::Live(_) => Err(Error::usage("a program that is not followed can't be struck")),
+        Kind::Live(_) | Kind::Bot(_) => {
+            Err(Error::usage("a program that is not followed can't be struck"))
+        }
     }
 }

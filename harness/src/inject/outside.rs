@@ -200,6 +200,7 @@ impl Outside {
             unknown,
             ledger: (ledger.cash, ledger.positions.get(SYMBOL).copied().unwrap_or(0)),
             bot: belief.map(|belief| (belief.cash, belief.held)),
+            objection: None,
         })
     }
 

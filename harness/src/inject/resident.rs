@@ -87,6 +87,7 @@ pub fn of_subject<'a>(prepared: &'a Prepared, place: &Path) -> Result<Box<dyn Re
             Ok(Box::new(CommandInjector::new(learned, prepared, place, None)?))
         }
         Kind::Live(command) => Ok(Box::new(LiveResident::new(command, place)?)),
+        Kind::Bot(_) => Err(Error::usage("a program with a broker has no disk of its own")),
         Kind::Recorded(_) => Err(Error::usage("a recording can't be run on a disk")
             .help("the scenario poweroff derives what a loss of power leaves of it")),
     }

@@ -239,7 +239,7 @@ impl Scenario {
 }
 
 /// A difference between what was expected and what was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Surprise {
     /// A promise was broken that was expected to be kept.
     Broken(Promise),

@@ -77,3 +77,23 @@ fn each_of_the_twins_falls_back_to_the_backup_of_the_other_and_restores_from_it(
     let manager = open(directory.path());
     assert_eq!((manager.events(), manager.state().current_balance), (vec![], 1_000_137));
 }
+
+#[test]
+fn a_state_in_directories_that_were_not_there_survives_a_loss_of_power() {
+    let Some(interpreter) = common::python() else { return };
+    if !common::can_follow() {
+        return;
+    }
+    let script = "import datetime, managed\n\
+        now = datetime.datetime(2026, 1, 5, 9, 30, tzinfo=managed.UTC)\n\
+        with managed.StateManager('a/b', '5c1f3a0e', 1_000_000, lambda: now) as manager:\n\
+        \x20   manager.realise(137, 'trade')\n\
+        \x20   print('saved', flush=True)\n";
+    let results = tempfile::tempdir().unwrap();
+    let path = format!("PYTHONPATH={}", common::targets("python"));
+    let options = ["--scenario=poweroff", "--env", &path, "--ack=^saved", "--state=a/b/state.json"];
+    let program = ["--", &interpreter, "-c", script];
+    let (status, report) = common::report(results.path(), &[&options[..], &program].concat());
+    assert_eq!(status, 0, "{report:#}");
+    assert!(report["subjects"][0]["tally"]["passed"].as_u64() > Some(50), "{report:#}");
+}

@@ -93,7 +93,9 @@ fn cell(row: &Row) -> String {
 /// What was not expected, and how to look at it.
 fn surprises(report: &Report, text: &mut String) {
     for row in &report.subjects {
-        for surprise in row.surprises(&report.promises) {
+        // What breaks on several file systems is said once.
+        let all: BTreeSet<Surprise> = row.surprises(&report.promises).into_iter().collect();
+        for surprise in all {
             let (scenario, name) = (&report.scenario, &row.name);
             let _ = match surprise {
                 Surprise::Vanished(promise) => writeln!(

@@ -77,7 +77,11 @@ pub fn look(path: &Path) -> Result<Vec<Hint>> {
         )));
     }
     let mut files = Vec::new();
-    collect(path, &mut files);
+    match path.is_dir() {
+        // A link to a directory is one, if it is named.
+        true => entries(path, &mut files),
+        false => files.push(path.to_owned()),
+    }
     files.sort();
     let mut parser = Parser::new();
     parser
@@ -96,22 +100,25 @@ pub fn look(path: &Path) -> Result<Vec<Hint>> {
 
 /// The Python files below a directory, without what was fetched for them.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(found) = std::fs::symlink_metadata(path) else { return };
+    if found.is_dir() {
+        return entries(path, files);
+    }
+    let is_small = |found: std::fs::Metadata| found.is_file() && found.len() <= BYTES_MAX;
+    if path.extension().is_some_and(|end| end == "py") && path.metadata().is_ok_and(is_small) {
+        files.push(path.to_owned());
+    }
+}
+
+fn entries(directory: &Path, files: &mut Vec<PathBuf>) {
     let fetched = |name: &str| {
         name.starts_with('.')
             || matches!(name, "site-packages" | "dist-packages" | "node_modules" | "__pycache__")
     };
-    let Ok(found) = std::fs::symlink_metadata(path) else { return };
-    if found.is_dir() {
-        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-            if !fetched(&entry.file_name().to_string_lossy()) && files.len() < FILES_MAX {
-                collect(&entry.path(), files);
-            }
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if !fetched(&entry.file_name().to_string_lossy()) && files.len() < FILES_MAX {
+            collect(&entry.path(), files);
         }
-    } else if path.extension().is_some_and(|end| end == "py")
-        && found.is_file()
-        && found.len() <= BYTES_MAX
-    {
-        files.push(path.to_owned());
     }
 }
 
@@ -135,15 +142,8 @@ fn patterns(tree: &Tree, text: &[u8]) -> Vec<(usize, Pattern)> {
         let renames = named(&["os.rename", "os.replace", "shutil.move", ".rename", ".replace"]);
         let renames: Vec<_> = renames.into_iter().filter(|call| moves_file(call)).collect();
         // By itself or by a function that is called so.
-        let syncs = calls.iter().any(|call| call.name.to_lowercase().contains("sync"));
-        let dumps = named(&[
-            "json.dump",
-            "pickle.dump",
-            "yaml.dump",
-            "yaml.safe_dump",
-            ".write",
-            "toml.dump",
-        ]);
+        let syncs = calls.iter().any(|call| syncs(call.name));
+        let dumps = named(&["dump", ".dump", ".safe_dump", ".write", ".writelines", "print"]);
         if renames.is_empty() {
             let opened = calls.iter().filter(|call| truncates(call, text));
             let whole = named(&[".write_text", ".write_bytes"]);
@@ -189,13 +189,18 @@ fn scopes(root: Node<'_>) -> Vec<Node<'_>> {
     scopes
 }
 
-/// Visits all nodes below one; where it says false, what is below is left out.
+/// Visits all nodes below one; where it says false, what is below is left out. A source may be nested
+/// deeper than a stack is.
 fn each<'t>(node: Node<'t>, visit: &mut dyn FnMut(Node<'t>) -> bool) {
-    let mut cursor = node.walk();
-    for child in node.children(&mut cursor) {
-        if visit(child) {
-            each(child, visit);
+    let mut open = vec![node];
+    let mut first = true;
+    while let Some(node) = open.pop() {
+        if first || visit(node) {
+            let mut cursor = node.walk();
+            let below: Vec<_> = node.children(&mut cursor).collect();
+            open.extend(below.into_iter().rev());
         }
+        first = false;
     }
 }
 
@@ -231,10 +236,17 @@ fn is_named(called: &str, name: &str) -> bool {
     }
 }
 
+/// Whether a function is called so that it may sync a file: `os.fsync`, `sync_directory`, not
+/// `asyncio.run`.
+fn syncs(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    last.split('_').any(|word| matches!(word, "sync" | "fsync" | "fdatasync" | "datasync"))
+}
+
 /// Whether a `replace` is one of a file, and not of a part of a text, which has two arguments.
 fn moves_file(call: &Called<'_>) -> bool {
     let of_module = call.name.starts_with("os.") || call.name.starts_with("shutil.");
-    of_module || call.arguments.len() == 1
+    of_module || matches!(&call.arguments[..], [one] if one.kind() != "keyword_argument")
 }
 
 /// Whether a call empties the file that it opens.
@@ -315,13 +327,22 @@ fn guard(node: Node<'_>, text: &[u8]) -> Guard {
     Guard::None
 }
 
-/// Whether a clause catches everything and does nothing but pass.
+/// Whether a clause tells nobody: it raises nothing, calls nothing and gives no None. That there is no
+/// file yet is no error.
 fn is_silent(clause: Node<'_>, text: &[u8]) -> bool {
     let head = words(clause, text).split(':').next().unwrap_or_default();
-    let all = matches!(head.trim(), "except" | "except Exception" | "except BaseException");
     let mut cursor = clause.walk();
     let body = clause.children(&mut cursor).find(|child| child.kind() == "block");
-    all && body.is_some_and(|body| words(body, text).trim() == "pass")
+    let Some(body) = body.filter(|_| !head.trim_end().ends_with("FileNotFoundError")) else {
+        return false;
+    };
+    let mut tells = false;
+    each(body, &mut |node| {
+        tells |= matches!(node.kind(), "raise_statement" | "call");
+        tells |= node.kind() == "return_statement" && words(node, text) == "return None";
+        !tells
+    });
+    !tells
 }
 
 #[cfg(test)]
@@ -352,7 +373,7 @@ mod tests {
             \x20   try:\n\
             \x20       return json.load(open('s.json'))\n\
             \x20   except Exception:\n\
-            \x20       pass\n";
+            \x20       return {}\n";
         let expected = [
             (3, Pattern::InPlace),
             (6, Pattern::TempElsewhere),
@@ -380,6 +401,13 @@ mod tests {
             def parse(message): return json.loads(message)\n\
             # open('x', 'w').write('no code')\n";
         assert_eq!(found(text), []);
+    }
+
+    #[test]
+    fn a_source_that_is_nested_deeper_than_a_stack_is_read() {
+        let deep = format!("x = {}1{}\n", "(".repeat(50_000), ")".repeat(50_000));
+        let long = format!("y = 1{}\n", " + 1".repeat(100_000));
+        assert_eq!(found(&(deep + &long)), []);
     }
 
     #[test]

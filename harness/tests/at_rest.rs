@@ -146,7 +146,7 @@ fn what_can_not_be_judged_is_refused() {
         assert!(text.contains(words), "{text}");
     };
     says(&["--scenario", "corrupt", "--", "true"], "--recover CMD");
-    says(&["--scenario", "stale", "--", "true"], "give a strategy");
+    says(&["--scenario", "stale", "--", "true"], "--broker CMD");
     says(&["--scenario", "restore", "--recover", "true", "--", "true"], "--restore");
     says(&["--scenario", "corrupt", "--depth", "2"], "--depth has no meaning");
     let sound = ["--promise", "sound", "--recover", "true", "--", "true"];

@@ -168,6 +168,23 @@ fn strategies_are_audited_too() {
 }
 
 #[test]
+fn what_could_not_be_judged_is_no_pass_and_nothing_breaks_the_document() {
+    let Some(python) = python() else { return };
+    if !common::can_follow() {
+        return;
+    }
+    // Other bytes in each run, in place: nothing can be compared.
+    let script = "import os, base64\n\
+        # `one` <b>two</b>\n\
+        open('s|t', 'w').close()\n\
+        for n in range(4): os.pwrite(os.open('s|t', os.O_WRONLY), base64.b64encode(os.urandom(3000)), 0)\n";
+    let (status, audit, markdown) = audit(&["--scenario=sigkill"], &["--", &python, "-c", script]);
+    assert_eq!((status, &audit["status"]), (Some(0), &"warn".into()), "{markdown}");
+    assert!(markdown.contains("say nothing (not comparable)"), "{markdown}");
+    assert!(!markdown.lines().any(|line| line.starts_with("# `one`")), "{markdown}");
+}
+
+#[test]
 fn hints_come_from_the_source_and_are_no_findings() {
     let source = targets("python");
     let output = run_in(Path::new("/"), &["audit", "--source", &source]);

@@ -132,6 +132,56 @@ fn a_native_program_is_where_its_debug_information_says_or_in_which_function() {
 }
 
 #[test]
+fn a_rust_program_is_where_it_is_whatever_its_linker_has_put_into_one_page() {
+    let Some(compiler) = common::in_path("rustc") else { return };
+    if !common::can_follow() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let source = targets("rust/durable.rs");
+    for options in [&["-g"][..], &["-g", "-O"]] {
+        let program = directory.path().join(format!("durable{}", options.len()));
+        let mut command = std::process::Command::new(&compiler);
+        command.args(["--edition", "2024"]).args(options).arg("-o").arg(&program).arg(&source);
+        assert!(command.status().unwrap().success());
+        let located = look(&[&program.display().to_string()], false);
+        let rename = located.trace.ops.iter().position(|op| op.call == Call::Rename).unwrap();
+        let frame = located.of(rename).expect("a place");
+        assert_eq!(
+            (frame.file.as_path(), frame.line),
+            (Path::new(&source), Some(line(&source, "fs::rename(&temp, path)")))
+        );
+    }
+}
+
+#[test]
+fn a_line_that_is_not_known_any_more_is_not_told() {
+    let Some(python) = python() else { return };
+    if !common::can_follow() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("own.py").display().to_string();
+    let text = "import os, sys\n\
+        def probe(): return probe()\n\
+        def save(): os.mkdir('a')\n\
+        def quiet(): sys.settrace(None)\n\
+        try: probe()\n\
+        except RecursionError: pass\n\
+        save()\n\
+        quiet()\n\
+        os.rmdir('a')\n\
+        sys.settrace(lambda *_: None)\n\
+        os.symlink('a', 'b')\n";
+    fs::write(&file, text).unwrap();
+    let located = look(&[&python, &file], false);
+    assert_at(&located, Call::Mkdir, &file, "os.mkdir", "save");
+    assert_at(&located, Call::Rmdir, &file, "os.rmdir", "<module>");
+    let symlink = located.trace.ops.iter().position(|op| op.call == Call::Symlink).unwrap();
+    assert_eq!(located.of(symlink), None);
+}
+
+#[test]
 fn of_an_interpreter_that_does_not_tell_nothing_is_said() {
     if !common::can_follow() {
         return;
@@ -139,7 +189,7 @@ fn of_an_interpreter_that_does_not_tell_nothing_is_said() {
     let located = look(&["/bin/sh", &targets("shell/redirect.sh")], false);
     assert!(!located.trace.ops.is_empty());
     assert!(
-        located.unknown.is_some_and(|why| why.contains("does not tell")),
+        located.unknown.is_some_and(|why| why.contains("nobody tells")),
         "{:?}",
         located.stacks
     );

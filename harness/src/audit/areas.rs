@@ -6,7 +6,8 @@ use super::facts::{Facts, Judged, forced_only, listed};
 use super::risk::{Level, level};
 use super::words::{broken, held, told};
 use super::{Area, Finding, Outcome, Risk, Saves};
-use crate::verdict::{Promise, ViolationKind};
+use crate::report::Row;
+use crate::verdict::{Promise, ViolationKind, Why};
 
 /// An area: its name, and which promises in which scenarios it is about.
 struct About {
@@ -77,7 +78,14 @@ pub fn areas(facts: &Facts<'_>, saves: &Saves) -> Vec<Area> {
         }
         for scenario in about.scenarios {
             let judged = about.promises.iter().filter_map(|p| facts.judged(scenario, *p));
-            findings.extend(judged.map(|judged| finding(facts, &judged)));
+            let mut here: Vec<_> = judged.map(|judged| finding(facts, &judged)).collect();
+            if let Some((_, row)) = facts.report(scenario)
+                && (!here.is_empty() || row.tally.judged() == 0)
+                && said.insert(*scenario)
+            {
+                here.extend(unclear(scenario, row));
+            }
+            findings.append(&mut here);
             if let Some(why) = facts.skipped(scenario)
                 && said.insert(*scenario)
             {
@@ -126,6 +134,49 @@ fn says(outcome: Outcome, text: String) -> Finding {
 
 fn not_measured(text: String) -> Finding {
     says(Outcome::NotMeasured, text)
+}
+
+/// What a scenario has left open: trials that say nothing, and a sweep that was cut short.
+fn unclear(scenario: &str, row: &Row) -> Vec<Finding> {
+    let told = told(scenario);
+    let mut findings = Vec::new();
+    // What did not come about is no gap.
+    let open = |why: &&Why| **why != Why::NotReached;
+    let reasons: Vec<_> =
+        row.tally.inconclusive.keys().filter(open).map(|why| why.name()).collect();
+    let count: u64 =
+        row.tally.inconclusive.iter().filter(|(why, _)| open(why)).map(|(_, count)| count).sum();
+    if count > 0 || row.tally.judged() == 0 {
+        let mut text = format!(
+            "{}, {count} of {} {} say nothing ({})",
+            told.when,
+            row.tally.trials(),
+            told.unit,
+            if reasons.is_empty() { "nothing was struck".to_owned() } else { reasons.join(", ") }
+        );
+        for note in row.notes.iter().filter(|note| note.contains("differ")) {
+            text += &format!("; {note}");
+        }
+        findings.push(not_measured(text));
+    }
+    if row.sweep.is_some_and(|sweep| sweep.open_lanes > 0) {
+        let text = format!("`{scenario}` was cut short by --trials: there are more ways to fail");
+        findings.push(not_measured(text));
+    }
+    findings
+}
+
+/// Whether something that was run says nothing, or next to nothing.
+#[must_use]
+pub fn is_unclear(facts: &Facts<'_>) -> bool {
+    facts.all.reports().any(|report| {
+        let row = facts.report(&report.scenario).map(|(_, row)| row);
+        row.is_some_and(|row| {
+            let not_reached = row.tally.inconclusive.get(&Why::NotReached).copied().unwrap_or(0);
+            let said = row.tally.judged();
+            said == 0 || said * 2 < row.tally.trials().saturating_sub(not_reached)
+        })
+    })
 }
 
 /// What an area needs that says nothing.
@@ -230,9 +281,7 @@ fn temps(saves: &Saves) -> Finding {
                 "it makes no temporary file that it renames over its state".to_owned(),
             );
         }
-        1 => {
-            format!("It writes {names} and renames it over its state; the name is always the same.")
-        }
+        1 => format!("It writes {names} and renames it over its state."),
         _ => format!("It writes files such as {names} and renames them over its state."),
     };
     says(Outcome::Passed, text)
@@ -242,7 +291,9 @@ fn copies(saves: &Saves) -> Finding {
     match saves.copies.is_empty() {
         true => says(
             Outcome::Warned,
-            "It keeps no copy of its state: what is damaged or deleted can't come back.".to_owned(),
+            "It keeps no copy of its state, or none with the same bytes: nothing brings back what is \
+             damaged or deleted."
+                .to_owned(),
         ),
         false => says(
             Outcome::Passed,

@@ -14,6 +14,7 @@ use crate::all::{self, ALL, All, One};
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
+use crate::inject::checks::quoted;
 use crate::lab::Lab;
 use crate::locate::{self, Located};
 use crate::plan::Planner;
@@ -130,7 +131,8 @@ fn kept(all: &All) -> BTreeMap<String, Kept> {
 /// What stands before and after an id in the command that replays it.
 fn replay(root: &Path) -> (String, String) {
     let default = root == Path::new(results::DEFAULT_ROOT);
-    let place = if default { String::new() } else { format!(" --results {}", root.display()) };
+    let root = quoted(&root.to_string_lossy());
+    let place = if default { String::new() } else { format!(" --results {root}") };
     ("crashtest replay".to_owned(), place)
 }
 
@@ -149,7 +151,8 @@ fn document(
     let risks = areas::risks(facts);
     let skipped = skipped(facts.all);
     let only: Vec<_> = risks.iter().map(|(risk, _)| risk.clone()).collect();
-    let (status, risk, rule) = risk::status(&only, facts.all.reports().count(), skipped.len());
+    let (status, risk, rule) =
+        risk::status(&only, (facts.all.reports().count(), skipped.len()), areas::is_unclear(facts));
     Ok(Audit {
         schema: SCHEMA,
         made,

@@ -114,7 +114,7 @@ impl Facts<'_> {
             fault: kept.trial.fault.to_string(),
             detail: violation.detail.clone(),
             why: None,
-            place: self.blamed(&kept.trial.fault).and_then(|op| self.place(op)),
+            place: self.blamed(&kept.trial.fault, &violation.detail).and_then(|op| self.place(op)),
             replay: self.replay(&line.id),
         })
     }
@@ -123,10 +123,11 @@ impl Facts<'_> {
         let why = &found.explanation;
         // What is durable too early is a line to change; else what is not durable yet.
         let op = why.durable.or(why.lost.first().copied());
-        let op = op.or_else(|| self.changed_before(why.after_ops));
+        let op = op.or_else(|| self.changed_before(why.after_ops, &found.detail));
         let fault = match why.after_ops {
             0 => "the power goes at the start".to_owned(),
-            n => format!("the power goes after op {n}"),
+            1 => "the power goes when one op is done".to_owned(),
+            n => format!("the power goes when {n} ops are done"),
         };
         Example {
             fault,
@@ -142,12 +143,14 @@ impl Facts<'_> {
     }
 
     /// The op that has made of the state what a fault has left.
-    fn blamed(&self, fault: &Fault) -> Option<usize> {
+    fn blamed(&self, fault: &Fault, detail: &str) -> Option<usize> {
         match fault {
-            Fault::Kill(Strike { op, point: Point::Before, .. }) => self.changed_before(op.0),
+            Fault::Kill(Strike { op, point: Point::Before, .. }) => {
+                self.changed_before(op.0, detail)
+            }
             Fault::Kill(strike) | Fault::ShortWrite(strike) => Some(strike.op.0),
             Fault::Concurrent(meeting) => {
-                self.changed_before(usize::try_from(meeting.before).ok()?)
+                self.changed_before(usize::try_from(meeting.before).ok()?, detail)
             }
             Fault::Errno(failing) => {
                 let of_family = |(_, op): &(usize, &Op)| op.call.family() == failing.family;
@@ -160,10 +163,15 @@ impl Facts<'_> {
         }
     }
 
-    /// The last op before this one that changed a state file.
-    fn changed_before(&self, op: usize) -> Option<usize> {
+    /// The last op before this one that changed the state file that a sentence begins with.
+    fn changed_before(&self, op: usize, detail: &str) -> Option<usize> {
         let before = self.trace.ops.get(..op).unwrap_or(&self.trace.ops);
-        before.iter().rposition(|op| self.changes_state(op))
+        let named = |op: &&Op| detail.starts_with(&op.effect.path().display().to_string());
+        let changed = |op: &&Op| self.changes_state(op);
+        let index = |found: &Op| before.iter().position(|op| std::ptr::eq(op, found));
+        let mut both = before.iter().rev().filter(changed).filter(named);
+        let last = both.next().or_else(|| before.iter().rev().find(changed));
+        last.and_then(index)
     }
 
     fn changes_state(&self, op: &Op) -> bool {

@@ -24,6 +24,10 @@ pub enum Language {
     Shell,
 }
 
+/// Programs that start another.
+const WRAPPERS: [&str; 8] =
+    ["env", "nice", "nohup", "setsid", "stdbuf", "sudo", "timeout", "xvfb-run"];
+
 impl Language {
     /// All of them.
     pub const ALL: [Self; 6] =
@@ -45,10 +49,23 @@ impl Language {
     /// The language of the program that a command line starts, if it can be told.
     #[must_use]
     pub fn of(argv: &[String]) -> Option<Self> {
-        argv.iter().take_while(|word| !word.contains('=')).find_map(|word| Self::of_word(word))
+        let (wrapper, rest) = argv.split_first()?;
+        let name = Path::new(wrapper).file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| WRAPPERS.contains(&name)) {
+            // Its own options, variables and numbers are nothing of the kind.
+            let command =
+                rest.iter().position(|word| found(word).is_some_and(|path| path.is_file()))?;
+            return Self::of(&rest[command..]);
+        }
+        Self::of_word(wrapper).or_else(|| rest.iter().find_map(|word| Self::of_script(word)))
     }
 
+    /// By the name of a program or script, or by what is in it.
     fn of_word(word: &str) -> Option<Self> {
+        Self::of_script(word).or_else(|| Self::of_file(&found(word)?))
+    }
+
+    fn of_script(word: &str) -> Option<Self> {
         let name = Path::new(word).file_name()?.to_str()?;
         let known = |names: &[&str]| {
             // `python3.11` is a Python.
@@ -64,7 +81,7 @@ impl Language {
         if known(&["sh", "bash", "dash", "zsh", "ksh"]) || ends(&[".sh"]) {
             return Some(Self::Shell);
         }
-        Self::of_file(&found(word)?)
+        None
     }
 
     /// By the first line of a script, or by what a compiler has left.
@@ -77,6 +94,10 @@ impl Language {
                 Some(name) if name == "env" => None,
                 _ => Self::of_word(word),
             });
+        }
+        if ["/usr/bin/", "/bin/"].iter().any(|place| path.starts_with(place)) {
+            // An interpreter or a tool: not what is tested.
+            return None;
         }
         let file = object::File::parse(&*bytes).ok()?;
         if file.section_by_name(".go.buildinfo").is_some() {
@@ -130,5 +151,8 @@ mod tests {
         let this = std::env::current_exe().unwrap();
         assert_eq!(of(&[&this.display().to_string()]), Some(Language::Rust));
         assert_eq!(of(&["/no/such/program"]), None);
+        assert_eq!(of(&["env", "A=1", "python3", "bot"]), Some(Language::Python));
+        assert_eq!(of(&["timeout", "20", "node", "bot"]), Some(Language::JavaScript));
+        assert_eq!(of(&["/usr/bin/perl", "bot.pl"]), None);
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::risk::{Level, RULE};
 use super::{Area, Audit, Finding, Outcome, Rate, Recommendation};
+use crate::inject::checks::quoted;
 use crate::source::Hint;
 
 /// Renders it.
@@ -27,7 +28,7 @@ pub fn markdown(audit: &Audit) -> String {
 /// Renders hints alone, where nothing was run.
 #[must_use]
 pub fn only_hints(found: &[Hint], source: &Path) -> String {
-    let mut text = format!("# Hints from `{}`\n\n", source.display());
+    let mut text = format!("# Hints from {}\n\n", code(&source.display()));
     text += match found {
         [] => "None of the known patterns was found. ",
         _ => "",
@@ -39,7 +40,7 @@ pub fn only_hints(found: &[Hint], source: &Path) -> String {
 
 fn head(audit: &Audit, text: &mut String) -> std::fmt::Result {
     let made = &audit.made;
-    writeln!(text, "# How `{}` saves its state: {}\n", audit.subject, audit.status.name())?;
+    writeln!(text, "# How {} saves its state: {}\n", code(&audit.subject), audit.status.name())?;
     let risk = audit.risk.map_or("none found", Level::name);
     writeln!(text, "- **Status: {}**", audit.status.name())?;
     writeln!(text, "- **Risk level: {risk}**. {}", sentence(&audit.rule))?;
@@ -55,7 +56,8 @@ fn head(audit: &Audit, text: &mut String) -> std::fmt::Result {
         made.elapsed_ms.div_ceil(1000),
         made.seed.0
     )?;
-    writeln!(text, "- Command: `{}`\n", made.command_line.join(" "))
+    let words: Vec<_> = made.command_line.iter().map(|word| quoted(word)).collect();
+    writeln!(text, "- Command: {}\n", code(&words.join(" ")))
 }
 
 fn summary(audit: &Audit, text: &mut String) -> std::fmt::Result {
@@ -135,18 +137,18 @@ fn one_finding(finding: &Finding, text: &mut String) -> std::fmt::Result {
     };
     writeln!(text, "- {mark}{}", sentence(&finding.text))?;
     if let Some(example) = &finding.example {
-        let detail = one_line(&example.detail);
-        match detail.starts_with(&example.fault) {
-            true => writeln!(text, "  - For example: {}", sentence(&detail))?,
-            false => writeln!(text, "  - For example: {}: {}", example.fault, sentence(&detail))?,
+        let (fault, detail) = (plain(&example.fault), plain(&example.detail));
+        match detail.starts_with(&fault) {
+            true => writeln!(text, "  - For example: {detail}")?,
+            false => writeln!(text, "  - For example: {fault}: {detail}")?,
         }
         if let Some(why) = &example.why {
-            writeln!(text, "  - Why: {}", sentence(why))?;
+            writeln!(text, "  - Why: {}", plain(why))?;
         }
         if let Some(place) = &example.place {
             writeln!(text, "  - Where: {}", code(place))?;
         }
-        writeln!(text, "  - Again: `{}`", example.replay)?;
+        writeln!(text, "  - Again: {}", code(&example.replay))?;
     }
     for remedy in &finding.remedies {
         writeln!(text, "  - Remedy: {}", sentence(remedy))?;
@@ -258,7 +260,8 @@ fn appendix(audit: &Audit, text: &mut String) -> std::fmt::Result {
         text,
         "The number is that of the op in the unbroken run; after `=` what the call returned.\n"
     )?;
-    writeln!(text, "```text\n{}\n```\n", saves.calls.join("\n"))?;
+    let calls: Vec<_> = saves.calls.iter().map(|call| call.replace(['\n', '`'], "?")).collect();
+    writeln!(text, "```text\n{}\n```\n", calls.join("\n"))?;
     let examples = audit.areas.iter().flat_map(|area| &area.findings);
     let mut lines: Vec<_> =
         examples.filter_map(|finding| Some(&finding.example.as_ref()?.replay)).collect();
@@ -287,14 +290,30 @@ fn sentence(text: &str) -> String {
     whole
 }
 
-/// What a program has said in several lines.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// What a program has said or is called, in one line, and nothing in it means anything.
+fn plain(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let special = |c: char| matches!(c, '<' | '>' | '*' | '`' | '|' | '\\');
+    let mut plain = String::new();
+    for c in line.chars() {
+        if special(c) {
+            plain.push('\\');
+        }
+        plain.push(c);
+    }
+    plain
 }
 
-/// As code.
-fn code(place: &impl Display) -> String {
-    format!("`{place}`")
+/// As code, in one line.
+fn code(what: &impl Display) -> String {
+    let text = what.to_string().replace(['\n', '\r'], " ");
+    // More marks than stand together in it.
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let marks = "`".repeat(longest + 1);
+    match longest {
+        0 => format!("{marks}{text}{marks}"),
+        _ => format!("{marks} {text} {marks}"),
+    }
 }
 
 /// Inside of a table.

@@ -47,7 +47,8 @@ pub const RULE: &str = "A damaged state, damage that is taken for a state, and b
     reported as done and a state that the program can't load or check again are high. A lost \
     acknowledged save is high; medium if it takes a loss of power or a second process. Files that stay \
     behind are low. What was only brought about inside a page, where Linux itself cuts no write, is one \
-    level lower. Critical and high risks are a FAIL, medium ones a WARN.";
+    level lower. Critical and high risks are a FAIL, medium ones a WARN; so is a scenario of which most trials \
+    say nothing.";
 
 /// The level of a broken promise in a scenario; `forced` if only what Linux itself can't leave
 /// breaks it.
@@ -69,29 +70,33 @@ fn or_lower(level: Level, lower: bool) -> Level {
     if lower { level.lower() } else { level }
 }
 
-/// The status that follows from the risks, which come with the worst first; its level, and why.
+/// The status that follows from the risks, which come with the worst first; its level, and why. Where so many
+/// scenarios were run, `unclear` says that of one most says nothing.
 #[must_use]
 pub fn status(
     risks: &[Risk],
-    measured: usize,
-    not_measured: usize,
+    (measured, skipped): (usize, usize),
+    unclear: bool,
 ) -> (Status, Option<Level>, String) {
-    // The worst come first.
-    let worst = risks.first();
-    let Some(worst) = worst else {
-        let left = match not_measured {
+    let Some(worst) = risks.first() else {
+        let left = match skipped {
             0 => String::new(),
-            n => format!("; {n} could not be measured"),
+            n => format!("; {n} could not be run"),
         };
-        return (
-            Status::Pass,
-            None,
-            format!("every promise held in all {measured} scenarios that were run{left}"),
-        );
+        if unclear {
+            let why = "no promise was seen broken, but of some scenario most trials say nothing";
+            return (Status::Warn, None, format!("{why}{left}"));
+        }
+        let of = match measured {
+            1 => "in the one scenario that was run".to_owned(),
+            n => format!("in all {n} scenarios that were run"),
+        };
+        return (Status::Pass, None, format!("every promise held {of}{left}"));
     };
     let status = match worst.level {
         Level::Critical | Level::High => Status::Fail,
         Level::Medium => Status::Warn,
+        Level::Low if unclear => Status::Warn,
         Level::Low => Status::Pass,
     };
     let why = format!("{}: {} ({} of {})", worst.when, worst.what, worst.broken, worst.of);

@@ -318,6 +318,12 @@ fn last_line(said: &mut std::fs::File, ended: Ended) -> String {
     }
 }
 
-fn quoted(word: &str) -> String {
+/// A word for a shell; in quotes if it needs some.
+#[must_use]
+pub fn quoted(word: &str) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(safe) {
+        return word.to_owned();
+    }
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -105,7 +105,7 @@ pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
     let hooks = if command.sandbox { root.join(INSIDE) } else { lab.path().join("hooks") };
     let mut command = command.clone();
     prepend(&mut command, "PYTHONPATH", &hooks.display().to_string(), ":");
-    let require = format!("--require {}", hooks.join(node::HOOK.0).display());
+    let require = format!("--require \"{}\"", hooks.join(node::HOOK.0).display());
     prepend(&mut command, "NODE_OPTIONS", &require, " ");
     let frames = hooks.join(node::FRAMES);
     command.env.insert("CRASHTEST_FRAMES".to_owned(), frames.display().to_string());
@@ -120,8 +120,8 @@ pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
         Recorder::new(&scope, AckCounter::new(pattern), limits.acks, limits.data_bytes).seen_by(
             Box::new(Looker { node, python: Memories::default(), native: Unwinding::default() }),
         );
-    // It is slower now.
-    let bound = Bound { timeout: limits.timeout() * 4, grace: GRACE };
+    // It is slower now; what it has shown until then is enough.
+    let bound = Bound { timeout: limits.timeout(), grace: GRACE };
     let ran = runner.traced(&mut recorder, Follows::All, bound)?;
     let mut located = Located {
         stacks: std::mem::take(&mut recorder.stacks),
@@ -130,11 +130,22 @@ pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
     };
     located.forget(&[&hooks, Path::new(INSIDE)]);
     if located.stacks.iter().all(Vec::is_empty) {
-        let ended = matches!(ran.how, How::Ended(Ended::Status(0)) | How::Enough);
-        located.unknown = Some(match ended {
-            true => "its interpreter does not tell, and it has no debug information".to_owned(),
-            false => format!("it did not end well when it was looked at: {:?}", ran.how),
-        });
+        located.unknown = Some(
+            match ran.how {
+                How::Ended(Ended::Status(0)) | How::Enough => {
+                    "nobody tells: it has no debug information, or an interpreter that was not asked"
+                }
+                How::TimedOut => "it took too long when it was looked at",
+                _ => "it did not end well when it was looked at",
+            }
+            .to_owned(),
+        );
+    }
+    for frame in located.stacks.iter_mut().flatten() {
+        // A program that was copied there with --init.
+        if let Ok(inside) = frame.file.strip_prefix(room.join("dir")) {
+            frame.file = inside.to_owned();
+        }
     }
     Ok(located)
 }
@@ -167,29 +178,44 @@ impl Witness for Looker {
         let told = self.python.look(thread).or_else(|| self.node.look(asked, thread));
         match told {
             Some(frames) => own(frames.clone()).unwrap_or(frames),
-            // What is left of an interpreter that does not tell would only be its own functions.
+            None if interprets(thread) => Vec::new(),
             None => own(self.native.look(thread)).unwrap_or_default(),
         }
     }
 }
 
-/// Directories of programs and libraries that came with the machine or were fetched.
-const FETCHED: [&str; 8] = [
-    "/site-packages/",
-    "/dist-packages/",
-    "/node_modules/",
-    "/.cargo/registry/",
-    "/rustc/",
+/// Where programs and libraries lie that came with the machine or the compiler.
+const INSTALLED: [&str; 7] = [
     "/usr/lib/",
     "/usr/bin/",
-    "/go/src/",
+    "/usr/include/",
+    "/usr/local/lib/",
+    "/usr/local/go/",
+    "/rustc/",
+    "/rust/deps/",
 ];
+/// Names of directories of what was fetched.
+const FETCHED: [&str; 5] =
+    ["/site-packages/", "/dist-packages/", "/node_modules/", "/.cargo/registry/", "/go/pkg/mod/"];
+
+/// Programs that run others' sources: their own functions say nothing of these.
+const INTERPRETERS: [&str; 10] =
+    ["python", "pypy", "node", "perl", "ruby", "php", "java", "sh", "bash", "dash"];
+
+/// Whether a thread runs an interpreter.
+fn interprets(thread: &Stopped) -> bool {
+    let program = std::fs::read_link(format!("/proc/{}/exe", thread.tid())).unwrap_or_default();
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    INTERPRETERS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.'))
+}
 
 /// The frames of the program's own code, if there are any: those with a line if there are such.
 fn own(mut frames: Vec<Frame>) -> Option<Vec<Frame>> {
     frames.retain(|frame| {
         let path = frame.file.to_string_lossy();
-        path.starts_with(['/', '<']) && !FETCHED.iter().any(|place| path.contains(place))
+        path.starts_with(['/', '<'])
+            && !INSTALLED.iter().any(|place| path.starts_with(place))
+            && !FETCHED.iter().any(|place| path.contains(place))
     });
     if frames.iter().any(|frame| frame.line.is_some()) {
         frames.retain(|frame| frame.line.is_some());

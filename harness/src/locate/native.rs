@@ -26,7 +26,7 @@ pub struct Unwinding {
 /// A program or a library.
 struct Image {
     sections: ExplicitModuleSectionInfo<Vec<u8>>,
-    /// What of the file is mapped where: offset, length and address of each segment.
+    /// What code of the file is mapped where: offset, length and address of each segment.
     segments: Vec<(u64, u64, u64)>,
     loader: Option<Loader>,
 }
@@ -53,7 +53,12 @@ impl Image {
             let (offset, length) = segment.file_range();
             (offset, length, segment.address())
         };
-        let segments = file.segments().map(segment).collect();
+        // Another segment may end in the page of the file in which this one begins.
+        let executable = file.segments().filter(|segment| match segment.flags() {
+            object::SegmentFlags::Elf { p_flags } => p_flags & object::elf::PF_X != 0,
+            _ => true,
+        });
+        let segments = executable.map(segment).collect();
         Some(Self { sections, segments, loader: Loader::new(path).ok() })
     }
 

@@ -23,6 +23,10 @@ _library = os.path.dirname(os.__file__) + os.sep
 _packages = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
 
 
+# Python 3.7 has none; then threads but the first are not known.
+_number = getattr(threading, "get_native_id", os.getpid)
+
+
 def _is_own(path):
     """Whether a file is none of Python's own library."""
     if path == __file__ or path.startswith("<frozen"):
@@ -40,7 +44,7 @@ def _keep(frame):
             lines.append(f"{path}\0{frame.f_lineno}\0{code.co_name}")
         frame = frame.f_back
     text = "\n".join(lines).encode("utf-8", "surrogateescape")[: SLOT - 8]
-    thread = threading.get_native_id()
+    thread = _number()
     at = len(MAGIC) + thread % SLOTS * SLOT
     _memory[at : at + 8] = struct.pack("=II", thread, 0)
     _memory[at + 8 : at + 8 + len(text)] = text
@@ -48,8 +52,28 @@ def _keep(frame):
 
 
 def _line(frame, event, _argument):
-    _keep(frame if event != "return" else frame.f_back)
+    try:
+        _keep(frame if event != "return" else frame.f_back)
+    except RecursionError:
+        pass  # There is no room for this; the next line is told again.
     return _line
+
+
+def _audit(event, _arguments):
+    """Traces again where that was lost, and forgets the line where somebody else traces."""
+    if not (event == "open" or event.startswith("os.")) or sys.gettrace() is _call:
+        return
+    if sys.gettrace() is not None:
+        at = len(MAGIC) + _number() % SLOTS * SLOT
+        _memory[at : at + 8] = struct.pack("=II", _number(), 0)
+        return
+    frame = sys._getframe(1)
+    _keep(frame)
+    sys.settrace(_call)
+    while frame is not None:
+        if _is_own(frame.f_code.co_filename):
+            frame.f_trace = _line
+        frame = frame.f_back
 
 
 def _call(frame, event, argument):
@@ -73,3 +97,5 @@ def _next_one():
 threading.settrace(_call)
 _next_one()
 sys.settrace(_call)
+if hasattr(sys, "addaudithook"):
+    sys.addaudithook(_audit)

@@ -256,6 +256,11 @@ fn existence(facts: &Facts<'_>, saves: &Saves) -> Vec<Finding> {
         saves.bytes, saves.versions
     );
     let mut findings = vec![says(Outcome::Passed, text)];
+    if !facts.replaces {
+        let text = "it began without a state, so that to have none again may be to have gone back; with --init \
+                    DIR it replaces one that is there";
+        findings.push(not_measured(text.to_owned()));
+    }
     let missing = ViolationKind::Missing;
     for report in facts.all.reports() {
         let Some((_, row)) = facts.report(&report.scenario) else { continue };

@@ -59,6 +59,7 @@ pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Aud
         kept: kept(&before),
         trace: &prepared.trace,
         state: prepared.history.files().into_iter().cloned().collect(),
+        replaces: prepared.history.versions.first().is_some_and(|first| !first.is_empty()),
         located: &located,
         replay: replay(&options.results.root),
     };

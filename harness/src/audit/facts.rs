@@ -31,6 +31,8 @@ pub struct Facts<'a> {
     pub trace: &'a Trace,
     /// Its state files.
     pub state: Vec<PathBuf>,
+    /// Whether there was a state before it saved for the first time.
+    pub replaces: bool,
     /// Where in its source it did that.
     pub located: &'a Located,
     /// The beginning of the command that replays a trial, and its end.

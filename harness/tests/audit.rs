@@ -163,7 +163,8 @@ fn strategies_are_audited_too() {
     assert_eq!(audit["scenarios"].as_array().unwrap().len(), 3);
     let after = audit["scenarios"].as_array().unwrap().iter().map(|one| &one["after"]["of"]);
     assert!(after.into_iter().all(|rate| rate["passed"] == rate["judged"]), "{audit:#}");
-    let (status, audit, _) = self::audit(&["--scenario=sigkill,corrupt"], &["--strategy=managed"]);
+    let (status, audit, _) =
+        self::audit(&["--scenario=sigkill,corrupt", "--images-max=9"], &["--strategy=managed"]);
     assert_eq!((status, &audit["status"]), (Some(0), &"pass".into()));
 }
 

@@ -46,7 +46,8 @@ pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Aud
     if before.reports().any(|report| !report.complete) {
         return Err(Error::interrupted());
     }
-    let request = request(&cli::Run { scenario: "sigkill".to_owned(), ..wanted.clone() })?;
+    let request =
+        request(&cli::Run { scenario: "sigkill".to_owned(), images_max: None, ..wanted.clone() })?;
     let (name, subject) = &request.subjects[0];
     let lab = Lab::new(options.dir.as_deref())?;
     let planner =

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sound: a lock, a new file with a checksum, fsync, rename, fsync of the directory, a second copy.
-# It needs flock(1) of util-linux, and sync(1), mktemp(1) and sha256sum(1) of coreutils.
+# It needs flock(1) of util-linux, and sync(1) and sha256sum(1) of coreutils.
 set -eu
 # shellcheck source=targets/shell/state.sh
 . "$(dirname "$0")/state.sh"
@@ -16,7 +16,8 @@ lock() {
 # --- save
 # Puts what comes on stdin in the place of a file, so that it is the old or the new one, and on disk.
 replace() {
-    temp=$(mktemp "$(dirname "$1")/.state-XXXXXXXX")
+    # The lock lets no other process save: the number of this one makes the name unique.
+    temp=$(dirname "$1")/.state-$$.tmp
     if cat >"$temp" && sync "$temp" && mv -T "$temp" "$1"; then
         sync "$(dirname "$1")"
     else

@@ -1,5 +1,6 @@
 //! The user's own checks of what survived.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -318,12 +319,9 @@ fn last_line(said: &mut std::fs::File, ended: Ended) -> String {
     }
 }
 
-/// A word for a shell; in quotes if it needs some.
+/// A word for a shell; in quotes if it needs some. A NUL byte, which no word can have, is left out.
 #[must_use]
 pub fn quoted(word: &str) -> String {
-    let safe = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(safe) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
+    let word = word.replace('\0', "");
+    shlex::try_quote(&word).map_or_else(|_| String::new(), Cow::into_owned)
 }

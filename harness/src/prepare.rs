@@ -90,10 +90,19 @@ fn live(
     let tried = LiveResident::new(command, &place).and_then(|mut resident| resident.trial_zero());
     lab::remove_tree(&place).context("remove the directory of the unbroken run")?;
     tried?;
-    let (trace, before) = (Trace::default(), Files::default());
-    let history = History::learn(&trace, &before, &|_| false)
+    unlearned(name, Kind::Live(Box::new(command.clone())), Trace::default(), planner)
+}
+
+/// A subject of whose state nothing is known.
+fn unlearned(
+    name: &str,
+    kind: Kind,
+    trace: Trace,
+    planner: impl Fn(Sites) -> Planner,
+) -> Result<Prepared> {
+    let before = Files::default();
+    let history = History::learn(&Trace::default(), &before, &|_| false)
         .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
-    let kind = Kind::Live(Box::new(command.clone()));
     Ok(Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner))
 }
 
@@ -105,11 +114,8 @@ fn bot(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     let (trace, requests) = Bot::new(command, &lab.room(0)?)?.unbroken(name)?;
-    let before = Files::default();
-    let history = History::learn(&Trace::default(), &before, &|_| false)
-        .map_err(|why| Error::internal(format!("not modelled: {}", why.0)))?;
     let kind = Kind::Bot(Box::new(subject::Bot { command: command.clone(), requests }));
-    Ok(Prepared::new(name, (kind, history), (before, trace), Duration::ZERO, planner))
+    unlearned(name, kind, trace, planner)
 }
 
 /// What an unbroken run has left.

@@ -192,15 +192,17 @@ fn scopes(root: Node<'_>) -> Vec<Node<'_>> {
 /// Visits all nodes below one; where it says false, what is below is left out. A source may be nested
 /// deeper than a stack is.
 fn each<'t>(node: Node<'t>, visit: &mut dyn FnMut(Node<'t>) -> bool) {
-    let mut open = vec![node];
-    let mut first = true;
+    let below = |node: Node<'t>| {
+        let mut cursor = node.walk();
+        let mut children: Vec<_> = node.children(&mut cursor).collect();
+        children.reverse();
+        children
+    };
+    let mut open = below(node);
     while let Some(node) = open.pop() {
-        if first || visit(node) {
-            let mut cursor = node.walk();
-            let below: Vec<_> = node.children(&mut cursor).collect();
-            open.extend(below.into_iter().rev());
+        if visit(node) {
+            open.extend(below(node));
         }
-        first = false;
     }
 }
 

@@ -168,12 +168,9 @@ impl Facts<'_> {
     /// The last op before this one that changed the state file that a sentence begins with.
     fn changed_before(&self, op: usize, detail: &str) -> Option<usize> {
         let before = self.trace.ops.get(..op).unwrap_or(&self.trace.ops);
-        let named = |op: &&Op| detail.starts_with(&op.effect.path().display().to_string());
-        let changed = |op: &&Op| self.changes_state(op);
-        let index = |found: &Op| before.iter().position(|op| std::ptr::eq(op, found));
-        let mut both = before.iter().rev().filter(changed).filter(named);
-        let last = both.next().or_else(|| before.iter().rev().find(changed));
-        last.and_then(index)
+        let named = |op: &Op| detail.starts_with(&op.effect.path().display().to_string());
+        let of_it = before.iter().rposition(|op| self.changes_state(op) && named(op));
+        of_it.or_else(|| before.iter().rposition(|op| self.changes_state(op)))
     }
 
     fn changes_state(&self, op: &Op) -> bool {

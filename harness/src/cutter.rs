@@ -381,16 +381,16 @@ impl<'a> Cutter<'a> {
             image,
         });
         Ok(Some(Outcome {
-            fault,
-            injection: Injection::At(ops.map_or(Struck::Unseen, |ops| Struck::Power { ops })),
-            exit: if all { Exit::Status(0) } else { Exit::Killed },
             acks: told,
             said: trace.said[..acks.min(trace.said.len())].to_vec(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
             survivor,
             checks,
             recovery,
+            ..Outcome::new(
+                fault,
+                Injection::At(ops.map_or(Struck::Unseen, |ops| Struck::Power { ops })),
+                if all { Exit::Status(0) } else { Exit::Killed },
+            )
         }))
     }
 

@@ -14,7 +14,7 @@ use crate::history::History;
 use crate::model::{Files, Node, NotModelled};
 use crate::op::{ByteOffset, Call, Effect, Op, OpIndex, Trace};
 use crate::oracle;
-use crate::outcome::{Content, Exit, Outcome, Recovery, Survivor};
+use crate::outcome::{Content, Exit, Outcome, Survivor};
 use crate::plan::PAGE_BYTES;
 use crate::power::fingerprint::{Fingerprint, Weight};
 use crate::tally::Tally;
@@ -391,16 +391,14 @@ fn broken(
     let said = trace.said[..acks.min(trace.said.len())].to_vec();
     let path = strike.path_in(trace);
     let outcome = Outcome {
-        fault: Fault::Kill(strike.clone()),
-        injection: Injection::At(Struck::Call { call: strike.call, path, point: strike.point }),
-        exit: Exit::Killed,
         acks: acks as u64,
         said,
-        steps: Vec::new(),
-        unsynced: std::collections::BTreeMap::new(),
         survivor,
-        checks: Vec::new(),
-        recovery: Recovery::default(),
+        ..Outcome::new(
+            Fault::Kill(strike.clone()),
+            Injection::At(Struck::Call { call: strike.call, path, point: strike.point }),
+            Exit::Killed,
+        )
     };
     match oracle::judge(&outcome, history, promises) {
         Verdict::Violated(violations) => violations.iter().map(|v| v.kind).collect(),

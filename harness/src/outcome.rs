@@ -33,6 +33,25 @@ pub struct Outcome {
     pub recovery: Recovery,
 }
 
+impl Outcome {
+    /// A trial that ended so, and has left nothing that is known.
+    #[must_use]
+    pub fn new(fault: Fault, injection: Injection, exit: Exit) -> Self {
+        Self {
+            fault,
+            injection,
+            exit,
+            acks: 0,
+            said: Vec::new(),
+            steps: Vec::new(),
+            unsynced: BTreeMap::new(),
+            survivor: Survivor::default(),
+            checks: Vec::new(),
+            recovery: Recovery::default(),
+        }
+    }
+}
+
 /// Something that a subject did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

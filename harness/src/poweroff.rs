@@ -1,7 +1,7 @@
 //! A run of the scenario `poweroff`: every subject is recorded once, every crash state is derived,
 //! and each distinct survivor is judged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -307,19 +307,18 @@ impl Work for Confronter<'_> {
         let Some((left, profile)) = self.lefts.get(index) else { return Ok(Vec::new()) };
         let (checks, recovery) = self.injector.confront(left)?;
         let outcome = Outcome {
-            fault: Fault::PowerLoss(PowerLoss {
-                profile: String::new(),
-                state: CrashState::default(),
-            }),
-            injection: Injection::At(Struck::Power { ops: 0 }),
-            exit: Exit::Killed,
             acks: left.acks,
-            said: Vec::new(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
             survivor: left.survivor.clone(),
             checks,
             recovery,
+            ..Outcome::new(
+                Fault::PowerLoss(PowerLoss {
+                    profile: String::new(),
+                    state: CrashState::default(),
+                }),
+                Injection::At(Struck::Power { ops: 0 }),
+                Exit::Killed,
+            )
         };
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
         let mut verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);

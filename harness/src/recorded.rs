@@ -1,6 +1,6 @@
 //! A recorded subject: its versions, and the facts of any crash state of its recording.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::inject::Left;
 use crate::model::NotModelled;
 use crate::op::{Effect, Trace};
 use crate::oracle;
-use crate::outcome::{Exit, Outcome, Recovery};
+use crate::outcome::{Exit, Outcome};
 use crate::power::explain::{Broken, Explanation};
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
@@ -104,17 +104,13 @@ impl<'a> Recording<'a> {
         let survivor = state.survivor(lowered, self.state());
         let ops = Time(state.moment).ops_begun();
         let all = self.ended && acks == self.trace.acks.len();
+        let fault = Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state });
+        let exit = if all { Exit::Status(0) } else { Exit::Killed };
         Outcome {
-            fault: Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state }),
-            injection: Injection::At(Struck::Power { ops }),
-            exit: if all { Exit::Status(0) } else { Exit::Killed },
             acks: (acks - usize::from(all)) as u64,
             said: said[..acks.min(said.len())].to_vec(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
             survivor: self.prepared.settled(survivor),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
+            ..Outcome::new(fault, Injection::At(Struck::Power { ops }), exit)
         }
     }
 

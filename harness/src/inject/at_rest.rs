@@ -65,16 +65,12 @@ impl<'a> AtRest<'a> {
         };
         let harmed = self.rest.harmed(*harming);
         let mut outcome = Outcome {
-            fault: fault.clone(),
-            injection: Injection::At(Struck::AtRest { whole: harmed.whole }),
-            exit: Exit::Killed,
-            acks: 0,
-            said: Vec::new(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
             survivor: survivor(self.rest, &harmed),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
+            ..Outcome::new(
+                fault.clone(),
+                Injection::At(Struck::AtRest { whole: harmed.whole }),
+                Exit::Killed,
+            )
         };
         // Root may read everything; and what is as it was is not harmed.
         let readable = !harmed.unreadable.is_empty() && nix::unistd::geteuid().is_root();

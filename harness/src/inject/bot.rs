@@ -20,7 +20,7 @@ use crate::lab;
 use crate::op::Trace;
 use crate::os::process::{self, Ended};
 use crate::os::signals;
-use crate::outcome::{Exit, Outcome, Recovery, Survivor};
+use crate::outcome::{Exit, Outcome};
 use crate::parting::{Moment, Parting, Sides};
 use crate::plan::Sites;
 use crate::subject::Command;
@@ -219,18 +219,7 @@ impl Bot {
                 Injection::At(Struck::Parted { sides })
             }
         };
-        Ok(Outcome {
-            fault: fault.clone(),
-            injection,
-            exit: exit.unwrap_or(Exit::Status(0)),
-            acks: 0,
-            said: Vec::new(),
-            steps: Vec::new(),
-            unsynced: Default::default(),
-            survivor: Survivor::default(),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
-        })
+        Ok(Outcome::new(fault.clone(), injection, exit.unwrap_or(Exit::Status(0))))
     }
 }
 

@@ -100,16 +100,12 @@ impl<'a> BuiltInInjector<'a> {
             None => (Injection::NotReached, Vec::new(), Vec::new()),
         };
         Ok(Outcome {
-            fault: fault.clone(),
-            injection,
-            exit,
             acks,
-            said: Vec::new(),
             steps,
             unsynced: unsynced.into_iter().map(on_disk).collect(),
             survivor,
-            checks: Vec::new(),
             recovery,
+            ..Outcome::new(fault.clone(), injection, exit)
         })
     }
 

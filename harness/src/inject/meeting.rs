@@ -1,6 +1,5 @@
 //! Trials in which two processes meet.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -89,16 +88,11 @@ impl<'a> Meetings<'a> {
             Some(second) => Injection::At(Struck::Met { second }),
         };
         Ok(Outcome {
-            fault: fault.clone(),
-            injection,
-            exit: met.exit,
             acks: met.acks,
-            said: Vec::new(),
-            steps: Vec::new(),
-            unsynced: BTreeMap::new(),
             survivor: met.survivor,
             checks: met.checks,
             recovery: met.recovery,
+            ..Outcome::new(fault.clone(), injection, met.exit)
         })
     }
 }

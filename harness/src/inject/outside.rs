@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
 use crate::os::process::{Ended, fork_child, kill_self, wait_for};
-use crate::outcome::{Exit, Outcome, Recovery, Survivor};
+use crate::outcome::{Exit, Outcome};
 use crate::parting::{Moment, Parting, Sides};
 
 /// What a settlement brings, in cents: more than any tolerance.
@@ -211,21 +211,14 @@ impl Outside {
                 .context(format_args!("keep a copy in {}", keep.display()))?;
         }
         let sides = self.started_again(parting.moves_on).context("start a bot again")?;
-        Ok(Outcome {
-            fault: fault.clone(),
-            injection: Injection::At(Struck::Parted { sides }),
-            exit: match ended {
+        Ok(Outcome::new(
+            fault.clone(),
+            Injection::At(Struck::Parted { sides }),
+            match ended {
                 Ended::Status(status) => Exit::Status(status),
                 Ended::Signal(_) => Exit::Killed,
             },
-            acks: 0,
-            said: Vec::new(),
-            steps: Vec::new(),
-            unsynced: Default::default(),
-            survivor: Survivor::default(),
-            checks: Vec::new(),
-            recovery: Recovery::default(),
-        })
+        ))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::record::{Brief, Record};
+use crate::shard::Shard;
 use crate::sweep::{Number, STEPS_MAX, Sweep};
 use crate::verdict::Why;
 
@@ -43,10 +44,10 @@ pub enum Agenda {
 }
 
 impl Agenda {
-    /// Hands out the next trials in a row, at most `count` of them.
+    /// Hands out the next trials in a row, at most `count` of them, but at least one.
     pub fn next(&mut self, count: u64) -> Option<Range> {
         match self {
-            Self::Sampled(sampled) => sampled.next(count),
+            Self::Sampled(sampled) => sampled.next(count.max(1)),
             // A subject that waits for an answer lets the next one begin.
             Self::Swept(fronts) => fronts.iter_mut().find_map(|front| front.next(count)),
         }
@@ -92,6 +93,15 @@ impl Agenda {
 }
 
 impl Agenda {
+    /// How many lanes of a subject came to their end: a trial that was not struck.
+    #[must_use]
+    pub fn whole_lanes(&self, subject: usize) -> Option<u64> {
+        match self {
+            Self::Sampled(_) => None,
+            Self::Swept(fronts) => fronts.get(subject).map(Front::whole_lanes),
+        }
+    }
+
     /// The last step of any lane of a subject that was struck.
     #[must_use]
     pub fn last_struck(&self, subject: usize) -> u32 {
@@ -102,54 +112,54 @@ impl Agenda {
     }
 }
 
-/// The same number of trials of each subject.
+/// A number of trials of each subject.
 #[derive(Clone, Debug)]
 pub struct Sampled {
-    each: u64,
-    done: Vec<bool>,
-    from: usize,
+    /// For each subject, which of its trials need not be done any more.
+    done: Vec<Vec<bool>>,
+    /// The subject that is being tried, and the trial from which on to look.
+    from: (usize, u64),
+    shard: Shard,
 }
 
 impl Sampled {
-    /// Trials 0 to `each` of so many subjects.
+    /// Those trials of each subject, from 0 on, that are a shard's.
     #[must_use]
-    pub fn new(subjects: usize, each: u64) -> Self {
-        let total = usize::try_from(each).unwrap_or(usize::MAX).saturating_mul(subjects);
-        Self { each, done: vec![false; total], from: 0 }
-    }
-
-    /// Leaves out the trials of a subject from `all` on.
-    pub fn end(&mut self, subject: usize, all: u64) {
-        for n in all..self.each {
-            self.cross_out(subject, n);
-        }
-    }
-
-    fn index(&self, subject: usize, n: u64) -> Option<usize> {
-        let first = subject.checked_mul(usize::try_from(self.each).ok()?)?;
-        (n < self.each).then_some(first + usize::try_from(n).ok()?)
+    pub fn new(trials: Vec<u64>, shard: Shard) -> Self {
+        let fresh = |count: u64| vec![false; usize::try_from(count).unwrap_or(usize::MAX)];
+        Self { done: trials.into_iter().map(fresh).collect(), from: (0, 0), shard }
     }
 
     fn cross_out(&mut self, subject: usize, n: u64) -> bool {
-        let index = self.index(subject, n);
-        let done = index.and_then(|index| self.done.get_mut(index));
+        let of_subject = self.done.get_mut(subject).filter(|_| self.shard.owns(n));
+        let done = of_subject.zip(usize::try_from(n).ok()).and_then(|(done, n)| done.get_mut(n));
         done.is_some_and(|done| !std::mem::replace(done, true))
     }
 
     fn left(&self) -> u64 {
-        self.done.iter().filter(|done| !**done).count() as u64
+        let open = |done: &Vec<bool>| {
+            done.iter().zip(0..).filter(|(done, n)| !**done && self.shard.owns(*n)).count() as u64
+        };
+        self.done.iter().map(open).sum()
     }
 
     fn next(&mut self, count: u64) -> Option<Range> {
-        let start = self.from + self.done[self.from..].iter().position(|done| !done)?;
-        let (subject, first) = (start as u64 / self.each, start as u64 % self.each);
-        // Not past the end of this subject.
-        let wanted = usize::try_from(count.clamp(1, self.each - first)).unwrap_or(usize::MAX);
-        let free = self.done[start..].iter().take(wanted).take_while(|done| !**done);
-        let count = free.count();
-        self.from = start + count;
-        let subject = usize::try_from(subject).unwrap_or(usize::MAX);
-        Some(Range { subject, start: first, stride: 1, count: count as u64 })
+        let stride = u64::from(self.shard.of());
+        while let Some(done) = self.done.get(self.from.0) {
+            let open = |n: &u64| usize::try_from(*n).is_ok_and(|n| done.get(n) == Some(&false));
+            let end = done.len() as u64;
+            let mut own =
+                (self.shard.next_from(self.from.1)..end).step_by(self.shard.of() as usize);
+            let Some(start) = own.find(open) else {
+                self.from = (self.from.0 + 1, 0);
+                continue;
+            };
+            let later = own.take_while(open).take(usize::try_from(count - 1).unwrap_or(0)).count();
+            let count = later as u64 + 1;
+            self.from.1 = start + count * stride;
+            return Some(Range { subject: self.from.0, start, stride, count });
+        }
+        None
     }
 }
 
@@ -210,30 +220,59 @@ pub struct Front {
     earlier: HashMap<u64, Heard>,
     /// How many trials may still be handed out.
     budget: u64,
+    /// Whose steps are handed out.
+    shard: Shard,
 }
 
 impl Front {
-    /// The beginning of a sweep, of at most `budget` trials.
+    /// The beginning of a shard's part of a sweep, of at most `budget` trials.
+    ///
+    /// The steps of a lane are shared out, and each part goes on until one of its own is not struck. A lane
+    /// below a step belongs to whose step it is, and one that waits for another to whose that is.
     #[must_use]
-    pub fn new(subject: usize, sweep: Sweep, budget: Option<u64>) -> Self {
+    pub fn new(subject: usize, sweep: Sweep, budget: Option<u64>, shard: Shard) -> Self {
         let mut front = Self {
             subject,
             lanes: BTreeMap::new(),
             queue: VecDeque::new(),
             earlier: HashMap::new(),
             budget: budget.unwrap_or(u64::MAX),
+            shard,
             sweep,
         };
         for lane in
             (0..front.sweep.lanes()).filter(|lane| !front.sweep.waits(*lane)).collect::<Vec<_>>()
         {
+            if front.is_foreign(lane) {
+                continue;
+            }
             // The one after the last that is known is to show that it is the last. With a budget
             // all lanes begin before any goes on.
-            let known = front.sweep.known(lane).min(STEPS_MAX - 1) + 1;
-            let window = if budget.is_some() { 1 } else { known };
-            front.open((lane, None), window);
+            let known = front.sweep.known(lane).min(STEPS_MAX - 1);
+            let own = (1..=known).filter(|step| front.owns(lane, *step)).count();
+            let window = u32::try_from(own + 1).unwrap_or(STEPS_MAX);
+            front.open((lane, None), if budget.is_some() { 1 } else { window });
         }
         front
+    }
+
+    /// Whether a lane for which others wait is another shard's, with these.
+    fn is_foreign(&self, lane: u32) -> bool {
+        self.is_awaited(lane) && !self.shard.owns(u64::from(lane))
+    }
+
+    fn is_awaited(&self, lane: u32) -> bool {
+        self.sweep.wakes(lane).next().is_some()
+    }
+
+    /// Whether a lane is shared out step by step.
+    fn is_shared(&self, lane: u32) -> bool {
+        !self.sweep.waits(lane) && !self.is_awaited(lane)
+    }
+
+    fn owns(&self, lane: u32, step: u32) -> bool {
+        // So that not all lanes begin with the same shard.
+        !self.is_shared(lane) || self.shard.owns(u64::from(lane) + u64::from(step))
     }
 
     fn open(&mut self, key: LaneKey, window: u32) {
@@ -252,19 +291,30 @@ impl Front {
 
     /// Puts the next steps of a lane into the queue.
     fn ask(&mut self, key: LaneKey) {
+        let (lane, below) = key;
+        let shared = below.is_none() && self.is_shared(lane);
+        let stride = if shared { self.shard.of() } else { 1 };
         let Some(progress) = self.lanes.get_mut(&key) else { return };
-        let count = progress.window.min(STEPS_MAX - progress.asked);
+        let first = match shared {
+            true => {
+                let next = u64::from(lane) + u64::from(progress.asked) + 1;
+                progress.asked + 1 + u32::try_from(self.shard.next_from(next) - next).unwrap_or(0)
+            }
+            false => progress.asked + 1,
+        };
+        let room = if first > STEPS_MAX { 0 } else { (STEPS_MAX - first) / stride + 1 };
+        let count = progress.window.min(room);
         if count == 0 {
             progress.ended = true;
             return;
         }
-        let first = progress.asked + 1;
-        progress.asked += count;
+        progress.asked = first + (count - 1) * stride;
         progress.waiting += count;
         progress.window = (progress.window * 2).min(WINDOW_MAX);
-        let (start, stride) = match key {
-            (lane, None) => (Number { lane, step: first, below: 0 }, 1 << 16),
-            (lane, Some(step)) => (Number { lane, step, below: first }, 1),
+        let stride = u64::from(stride);
+        let (start, stride) = match below {
+            None => (Number { lane, step: first, below: 0 }, stride << 16),
+            Some(step) => (Number { lane, step, below: first }, stride),
         };
         let (subject, count) = (self.subject, u64::from(count));
         self.queue.push_back(Range { subject, start: start.kept(), stride, count });
@@ -344,6 +394,10 @@ impl Front {
         self.lanes.values().filter(|lane| !lane.whole).count()
     }
 
+    fn whole_lanes(&self) -> u64 {
+        self.lanes.values().filter(|lane| lane.whole).count() as u64
+    }
+
     /// The last step of a lane that was struck.
     fn last_struck(&self) -> u32 {
         self.lanes
@@ -367,7 +421,7 @@ mod tests {
         let sites = Sites { sites: Vec::new(), duration_us: 0 };
         let reach = Reach { depth, axes: vec![Axis::Space], ..Reach::default() };
         let sweep = Sweep::new(FaultKind::DiskFull, &sites, &reach);
-        Agenda::Swept(vec![Front::new(0, sweep, budget)])
+        Agenda::Swept(vec![Front::new(0, sweep, budget, Shard::default())])
     }
 
     fn record(n: u64, struck: bool) -> Record {
@@ -401,7 +455,7 @@ mod tests {
 
     #[test]
     fn what_is_done_is_not_handed_out_again() {
-        let mut sampled = Sampled::new(2, 5);
+        let mut sampled = Sampled::new(vec![5, 5], Shard::default());
         assert!(sampled.cross_out(0, 3));
         assert!(!sampled.cross_out(0, 3));
         assert!(!sampled.cross_out(0, 5) && !sampled.cross_out(2, 0));
@@ -409,6 +463,21 @@ mod tests {
         let ranges: Vec<_> =
             std::iter::from_fn(|| sampled.next(4)).map(|r| (r.subject, r.start, r.count)).collect();
         assert_eq!(ranges, [(0, 0, 3), (0, 4, 1), (1, 0, 4), (1, 4, 1)]);
+    }
+
+    #[test]
+    fn the_parts_of_a_sample_are_the_sample_and_do_not_overlap() {
+        let mut done = Vec::new();
+        for shard in (0..3).filter_map(|index| Shard::new(index, 3)) {
+            let mut sampled = Sampled::new(vec![10, 4], shard);
+            assert!(sampled.left().abs_diff(5) <= 1);
+            while let Some(range) = sampled.next(2) {
+                done.extend(range.numbers().map(|n| (range.subject, n)));
+            }
+        }
+        done.sort_unstable();
+        let all = (0..10).map(|n| (0, n)).chain((0..4).map(|n| (1, n)));
+        assert_eq!(done, all.collect::<Vec<_>>());
     }
 
     #[test]
@@ -421,6 +490,31 @@ mod tests {
             assert!(done.len() <= length as usize + WINDOW_MAX as usize);
             assert_eq!(agenda.open_lanes(0), 0);
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_sweep_are_the_sweep_and_do_not_overlap() {
+        let struck = |number: Number| number.step <= 9 && number.below <= 2;
+        let whole = sweep(&mut front(Depth::Two, None), struck);
+        let parts = (0..4).filter_map(|index| Shard::new(index, 4)).map(|shard| {
+            let mut agenda = front(Depth::Two, None);
+            if let Agenda::Swept(fronts) = &mut agenda {
+                let sweep = fronts[0].sweep.clone();
+                fronts[0] = Front::new(0, sweep, None, shard);
+            }
+            sweep(&mut agenda, struck)
+        });
+        let mut parts: Vec<_> = parts.flatten().collect();
+        parts.sort();
+        let done = parts.len();
+        parts.dedup();
+        assert_eq!(done, parts.len());
+        let all_that_strike = |numbers: &[Number]| {
+            let mut numbers: Vec<_> = numbers.iter().copied().filter(|n| struck(*n)).collect();
+            numbers.sort();
+            numbers
+        };
+        assert_eq!(all_that_strike(&parts), all_that_strike(&whole));
     }
 
     #[test]

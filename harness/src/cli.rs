@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::disk::plan::Mode;
 use crate::file_system::{Axis, FileSystem};
 use crate::plan::Granularity;
+use crate::shard::Shard;
 
 /// Kills a program while it saves its state, and shows what is left.
 #[derive(Debug, Parser)]
@@ -26,6 +27,10 @@ const AFTER_HELP: &str = "Exit status: 0 every expectation held; 1 a violation t
 pub enum Command {
     /// Run a scenario on built-in strategies, or on any program
     Run(Box<Run>),
+    /// Show a kept run again, or several as one
+    Report(Box<Report>),
+    /// Put the shards of a run together
+    Merge(Merge),
     /// Run every scenario on a program, and write down what an auditor would
     Audit(Box<Audit>),
     /// Record one run of a program in a file, and print what it did
@@ -143,8 +148,13 @@ pub struct Run {
     /// Parent of the trial directories [default: /dev/shm, or else the temporary directory]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Do this part of the run only, such as 3/16, on as many machines as there are parts; `merge` puts them
+    /// together [default: what a scheduler says in CRASHTEST_SHARD, TEST_SHARD_INDEX, SLURM_ARRAY_TASK_ID or
+    /// JOB_COMPLETION_INDEX]
+    #[arg(long, value_name = "I/N", value_parser = |text: &str| text.parse::<Shard>().map_err(|e| e.to_string()))]
+    pub shard: Option<Shard>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck", "during"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck", "during", "shard"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]
@@ -218,6 +228,37 @@ pub struct Audit {
     /// The program, with its arguments; `{dir}` stands for the trial directory
     #[arg(last = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
+}
+
+/// `crashtest report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// The runs: their names, as `crashtest list runs` has them, or their directories
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Print the report as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Where results are kept
+    #[command(flatten)]
+    pub results: Results,
+}
+
+/// `crashtest merge`.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// The shards: their names, their directories, or a directory that holds nothing but the shards of a run
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Merge what there is, even if shards are missing or were cut short
+    #[arg(long)]
+    pub partial: bool,
+    /// Print the report as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Where the whole run is kept, and where shards are looked for by name
+    #[command(flatten)]
+    pub results: Results,
 }
 
 /// `crashtest record`.

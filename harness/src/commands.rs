@@ -5,13 +5,14 @@ use std::io::{IsTerminal, Write};
 use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
-use crate::all::{self, ALL};
+use crate::all::{self, ALL, All, One};
 use crate::audit::{Status, examine, render};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
+use crate::merge;
 use crate::os::signals;
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
@@ -21,7 +22,7 @@ use crate::replay;
 use crate::report::timeline;
 use crate::report::{self, table};
 use crate::request::{command, command_name, request};
-use crate::results;
+use crate::results::{self, RunDirectory};
 use crate::run::{self, Request};
 use crate::scenario::{EMBEDDED, Scenario};
 use crate::source;
@@ -31,6 +32,8 @@ use std::sync::Arc;
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
         cli::Command::Run(options) => run(&options),
+        cli::Command::Report(options) => report_again(&options),
+        cli::Command::Merge(options) => merge_parts(&options),
         cli::Command::Audit(options) => audit(&options),
         cli::Command::Record(options) => record(&options),
         cli::Command::Timeline(options) => print(&shown(&Recording::read(&options.file)?)?),
@@ -73,45 +76,82 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
             eprintln!("{}", beginning(request));
         }
     };
-    let json = |json: serde_json::Result<String>| {
-        print(&format!("{}\n", json.context("write the report")?)).map(|_| ())
-    };
     if options.scenario == ALL {
-        let all = all::run(options, &[], &mut { tell })?;
-        match options.json {
-            true => json(serde_json::to_string_pretty(&all))?,
-            false => print(&report::all::render(&all, terminal_width())).map(|_| ())?,
-        }
-        return Ok(all.status());
+        return show(&all::run(options, &[], &mut { tell })?, options.json);
     }
     let request = request(options)?;
     tell(&request);
     let report = run::run(&request)?;
-    match options.json {
-        true => json(serde_json::to_string_pretty(&report))?,
-        false => print(&table::render(&report, terminal_width())).map(|_| ())?,
-    }
-    Ok(report.status())
+    let name = report.scenario.clone();
+    show(&All { scenarios: vec![(name, One::Ran(Box::new(report)))] }, options.json)
 }
 
 /// What is about to be run.
 fn beginning(request: &Request) -> String {
     format!(
         "crashtest {}: {}; seed {}{} of {}",
-        request.scenario.name,
-        match request.fault {
+        request.asked.scenario.name,
+        match request.asked.fault {
             FaultKind::KillAfter => "SIGKILL after a random time, with no tracing",
-            _ => request.scenario.about.as_str(),
+            _ => request.asked.scenario.about.as_str(),
         },
-        request.seed.0,
-        match request.trials {
-            _ if request.fault.is_power() => String::new(),
+        request.asked.seed.0,
+        match request.asked.trials {
+            _ if request.asked.fault.is_power() => String::new(),
             Some(trials) => format!(", {trials} trials of each"),
-            None if request.fault.is_swept() => ", a sweep of each".to_owned(),
+            None if request.asked.fault.is_swept() => ", a sweep of each".to_owned(),
             None => String::new(),
         },
         request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     )
+}
+
+fn report_again(options: &cli::Report) -> Result<ExitStatus> {
+    let mut all = All::default();
+    for name in &options.runs {
+        let report = merge::read(RunDirectory::open(&options.results.root, name)?)?;
+        all.scenarios.push((report.scenario.clone(), One::Ran(Box::new(report))));
+    }
+    show(&all, options.json)
+}
+
+fn merge_parts(options: &cli::Merge) -> Result<ExitStatus> {
+    let mut directories = Vec::new();
+    for name in &options.runs {
+        let inside = results::runs(std::path::Path::new(name));
+        match inside.is_empty() {
+            true => directories.push(RunDirectory::open(&options.results.root, name)?),
+            false => {
+                for run in inside {
+                    directories.push(RunDirectory::open(&run, ".")?);
+                }
+            }
+        }
+    }
+    let report = merge::merge(directories, &options.results.root, options.partial)?;
+    let name = report.scenario.clone();
+    show(&All { scenarios: vec![(name, One::Ran(Box::new(report)))] }, options.json)
+}
+
+/// Prints what was found; of one scenario as such.
+fn show(all: &All, as_json: bool) -> Result<ExitStatus> {
+    match (as_json, &all.scenarios[..]) {
+        (true, [(_, One::Ran(report))]) => json(&**report)?,
+        (true, _) => json(all)?,
+        (false, [(_, One::Ran(report))]) => {
+            print(&table::render(report, terminal_width()))?;
+            eprintln!("{}", table::how(report));
+        }
+        (false, _) => {
+            print(&report::all::render(all, terminal_width()))?;
+        }
+    }
+    Ok(all.status())
+}
+
+fn json(what: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(what).context("write the report")?;
+    print(&format!("{json}\n")).map(|_| ())
 }
 
 fn audit(options: &cli::Audit) -> Result<ExitStatus> {

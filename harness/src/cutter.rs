@@ -162,7 +162,7 @@ impl<'a> Cutter<'a> {
     }
 
     fn slow(&self, unit: &Unit) -> bool {
-        unit.write_back.mode == Mode::Slow || self.request.disk.slow_writes
+        unit.write_back.mode == Mode::Slow || self.request.asked.disk.slow_writes
     }
 
     /// Runs the subject on a fresh disk.
@@ -177,8 +177,10 @@ impl<'a> Cutter<'a> {
             true => Some(self.disk.layout(unit.fs)?),
             false => None,
         };
-        if let Mounted::No(why) = self.disk.mount(unit.fs, &self.request.disk.mount_options)? {
-            return Err(cannot_mount(unit.fs, &self.request.disk.mount_options, &why));
+        if let Mounted::No(why) =
+            self.disk.mount(unit.fs, &self.request.asked.disk.mount_options)?
+        {
+            return Err(cannot_mount(unit.fs, &self.request.asked.disk.mount_options, &why));
         }
         self.turn_to(unit.subject)?.move_in()?;
         let place = self.disk.place().to_owned();
@@ -223,7 +225,7 @@ impl<'a> Cutter<'a> {
         if self.is_live(unit) {
             return Ok(None);
         }
-        let Some(profile) = self.request.disk.profile(unit.fs) else { return Ok(None) };
+        let Some(profile) = self.request.asked.disk.profile(unit.fs) else { return Ok(None) };
         let mut flags = Profile::find(profile)?.flags;
         if whole == Whole::Sectors {
             flags.block_bytes = u32::try_from(SECTOR_BYTES).unwrap_or(flags.block_bytes);
@@ -233,7 +235,7 @@ impl<'a> Cutter<'a> {
         };
         let budget = Budget {
             states_max: MODEL_STATES_MAX,
-            seed: self.request.seed.0,
+            seed: self.request.asked.seed.0,
             judged: recorded.judged,
         };
         let derived =
@@ -273,7 +275,7 @@ impl<'a> Cutter<'a> {
 
     /// Which images of a recording are looked at.
     fn images(&self, unit: &Unit, made: &Made<'_>, most: usize, n: u64) -> Images {
-        let seed = self.request.seed.0 ^ n;
+        let seed = self.request.asked.seed.0 ^ n;
         match self.is_live(unit) {
             true => Images { images: moments(&made.log, most, seed), prefixes: false },
             false => images(&made.log, most, seed, made.brought),
@@ -313,7 +315,7 @@ impl<'a> Cutter<'a> {
             survivor: made.recorded.prepared.settled(outcome.survivor.clone()),
             ..outcome
         };
-        match oracle::judge(&outcome, &made.recorded.history, &self.request.promises) {
+        match oracle::judge(&outcome, &made.recorded.history, &self.request.asked.promises) {
             Verdict::Pass => cut.tally.enter(&[], 1),
             Verdict::Inconclusive(why) => *cut.tally.inconclusive.entry(why).or_default() += 1,
             Verdict::Violated(violations) => {
@@ -340,7 +342,7 @@ impl<'a> Cutter<'a> {
         image: Image,
         cut: &mut Cut,
     ) -> Result<Option<Outcome>> {
-        let (until, options) = (image.until, self.request.disk.mount_options.clone());
+        let (until, options) = (image.until, self.request.asked.disk.mount_options.clone());
         self.view.show(made.number, image.clone())?;
         if let Mounted::No(why) = self.view.mount(unit.fs, &options)? {
             match self.view.works()? {
@@ -358,7 +360,7 @@ impl<'a> Cutter<'a> {
         } else if !self.view.works()? {
             cut.stuck.add("looking at it took too long".to_owned());
             return Ok(None);
-        } else if self.request.disk.fsck
+        } else if self.request.asked.disk.fsck
             && let Some(complaint) = self.view.fsck(unit.fs)?
         {
             cut.harmed.add(complaint);
@@ -374,9 +376,9 @@ impl<'a> Cutter<'a> {
         let fault = Fault::PowerCut(PowerCut {
             fs: unit.fs,
             mount_options: options,
-            fs_bytes: self.request.disk.fs_bytes,
+            fs_bytes: self.request.asked.disk.fs_bytes,
             write_back: unit.write_back,
-            slow_writes: self.request.disk.slow_writes,
+            slow_writes: self.request.asked.disk.slow_writes,
             ops,
             image,
         });

@@ -21,8 +21,8 @@ use crate::subject::{About, Kind, Prepared};
 
 /// Lets the subject's trials be all harms that are asked for, or as many as there shall be.
 pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> {
-    let most = usize::try_from(request.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
-    let seed = Seed(request.seed.0 ^ stream as u64);
+    let most = usize::try_from(request.asked.trials.unwrap_or(HARMS_MAX)).unwrap_or(usize::MAX);
+    let seed = Seed(request.asked.seed.0 ^ stream as u64);
     let rest = prepare::rest(one)?;
     let is_link = |path: &&PathBuf| matches!(rest.directory.get(*path), Some(Node::Symlink(_)));
     if let Some(link) = rest.files.iter().find(is_link) {
@@ -30,14 +30,14 @@ pub fn harm(request: &Request, stream: usize, one: &mut Prepared) -> Result<()> 
             format!("{} is a symbolic link: there is nothing in it to damage", link.display());
         return Err(Error::usage(what).help("name the file that it leads to: --state"));
     }
-    let (faults, whole) = rest.harms(&request.scenario.harms, seed, most);
+    let (faults, whole) = rest.harms(&request.asked.scenario.harms, seed, most);
     (one.about, one.planner) = (About::Rest(rest), Planner::Listed(Listed::of(faults, whole)));
     Ok(())
 }
 
 /// Lets the bot of the subject and its broker part at each moment.
 pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
-    let moves_on = request.scenario.ledger_moves_on;
+    let moves_on = request.asked.scenario.ledger_moves_on;
     let all = match &one.kind {
         Kind::BuiltIn(subject) => {
             let directory = lab.path().join("outside");
@@ -52,7 +52,7 @@ pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
         }
         _ => return Err(Error::internal("no bot is known")),
     };
-    let (chosen, whole) = spread(&all, request.trials);
+    let (chosen, whole) = spread(&all, request.asked.trials);
     let faults = chosen.into_iter().map(Fault::Parted).collect();
     (one.about, one.planner) = (About::Outside, Planner::Listed(Listed::of(faults, whole)));
     Ok(())
@@ -61,7 +61,7 @@ pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
 /// Lets the subject meet another process before each of its ops, or before as many as there shall be.
 pub fn meet(request: &Request, one: &mut Prepared) {
     let all = meeting::all(one.trace.ops.len());
-    let (chosen, whole) = spread(&all, request.trials);
+    let (chosen, whole) = spread(&all, request.asked.trials);
     let faults = chosen.into_iter().map(Fault::Concurrent).collect();
     if matches!(&one.kind, Kind::Command(learned) if learned.command.recover.is_none()) {
         let what = "whether it can go on after that is not judged: --recover CMD says how it loads its state";
@@ -88,9 +88,16 @@ pub fn unrepeated(request: &Request, lab: &Lab) -> Result<Option<String>> {
     for (name, subject) in &request.subjects {
         let mut first: Option<Prepared> = None;
         for _ in 0..DOUBTS {
-            let planner =
-                |sites| Planner::new(request.seed, 0, request.fault, request.granularity, sites);
-            let one = prepare::prepare(name, subject, lab, request.fault, planner)?;
+            let planner = |sites| {
+                Planner::new(
+                    request.asked.seed,
+                    0,
+                    request.asked.fault,
+                    request.asked.granularity,
+                    sites,
+                )
+            };
+            let one = prepare::prepare(name, subject, lab, request.asked.fault, planner)?;
             let first = first.get_or_insert(one.clone());
             let files = first.history.files();
             let is_state = |path: &Path| files.contains(&path.to_path_buf());
@@ -132,13 +139,13 @@ pub fn exhaust(
     }
     let unknown = |why: NotModelled| Error::baseline(format!("the model does not know {}", why.0));
     let settled = |survivor| one.settled(survivor);
-    let (trace, before, promises) = (&one.trace, &one.before, &request.promises);
+    let (trace, before, promises) = (&one.trace, &one.before, &request.asked.promises);
     let exhausted =
         exhaustive::exhaust(trace, before, &one.history, promises, &settled).map_err(unknown)?;
     let count = usize::try_from(confirm).unwrap_or(usize::MAX);
     let listed = match one.kind {
         Kind::Recorded(_) => Listed::default(),
-        _ => Listed::choose(one, &twin, &exhausted, count, request.seed).map_err(unknown)?,
+        _ => Listed::choose(one, &twin, &exhausted, count, request.asked.seed).map_err(unknown)?,
     };
     one.planner = Planner::Listed(listed);
     Ok(Some(exhausted))

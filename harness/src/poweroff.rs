@@ -89,20 +89,21 @@ struct Reaction {
     unknown: Option<String>,
 }
 
-/// Derives and judges the crash states of one subject on all profiles.
+/// Derives and judges the crash states of one subject on these profiles.
 pub fn cells(
     request: &Request,
     lab: &Lab,
     index: usize,
     prepared: &Prepared,
+    profiles: &[&String],
     directory: &RunDirectory,
 ) -> Result<(Vec<Cell>, Completion)> {
     let case = Case { request, index, recording: Recording::new(prepared)? };
     let (mut explored, mut cells) = (Vec::new(), Vec::new());
     let mut lefts = Lefts::default();
-    for name in &request.power.profiles {
+    for name in profiles {
         let profile = Profile::find(name)?;
-        lefts.most += SHOWN_BYTES_MAX / request.power.profiles.len();
+        lefts.most += SHOWN_BYTES_MAX / request.asked.power.profiles.len();
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
             Ok(lowered) => explored.push(case.explore(profile, lowered, &mut lefts)),
             Err(NotModelled(why)) => cells.push(case.not_measured(name, why)),
@@ -114,8 +115,6 @@ pub fn cells(
     }
     // What was explored when Ctrl-C came is not all.
     let completion = if signals::interrupted() { Completion::Interrupted } else { completion };
-    let place = |cell: &Cell| request.power.profiles.iter().position(|name| *name == cell.profile);
-    cells.sort_by_key(place);
     Ok((cells, completion))
 }
 
@@ -155,19 +154,19 @@ impl Case<'_> {
             return false;
         }
         let asked = [Promise::Recoverable, Promise::Checked, Promise::Tidy];
-        let promises = &self.request.promises;
+        let promises = &self.request.asked.promises;
         asked.iter().any(|promise| promises.contains(promise))
     }
 
     fn explore(&self, profile: Profile, lowered: Lowered, lefts: &mut Lefts) -> Explored {
         let budget = Budget {
-            states_max: self.request.power.states_max,
-            seed: self.request.seed.0,
+            states_max: self.request.asked.power.states_max,
+            seed: self.request.asked.seed.0,
             judged: self.recording.judged,
         };
         let Recording { paths, history, .. } = &self.recording;
         let derived = derive(&lowered, paths, history, budget, &signals::interrupted);
-        let (reacts, twice) = (self.reacts(), self.request.reach.depth == Depth::Two);
+        let (reacts, twice) = (self.reacts(), self.request.asked.reach.depth == Depth::Two);
         let mut confronted = Vec::new();
         for distinct in &derived.survivors {
             let owing = distinct.owing.iter().max_by_key(|owing| owing.owed);
@@ -195,7 +194,8 @@ impl Case<'_> {
         if let Some(why) = unknown.next() {
             return Ok(self.not_measured(name, format!("{why}, in the recovery")));
         }
-        let mut judging = Judging::new(&self.recording, lowered, name, &self.request.promises);
+        let mut judging =
+            Judging::new(&self.recording, lowered, name, &self.request.asked.promises);
         for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
             let reacted = reaction(confronted).map(|reaction| &reaction.violations[..]);
             judging.distinct(distinct, reacted.unwrap_or_default());
@@ -216,7 +216,7 @@ impl Case<'_> {
             not_measured: None,
             tally,
             findings,
-            expectation: self.request.expectation(&self.recording.prepared.name, Some(name)),
+            expectation: self.request.asked.expectation(&self.recording.prepared.name, Some(name)),
             disk: None,
         })
     }
@@ -231,7 +231,10 @@ impl Case<'_> {
             not_measured: Some(why),
             tally: Tally::default(),
             findings: Vec::new(),
-            expectation: self.request.expectation(&self.recording.prepared.name, Some(profile)),
+            expectation: self
+                .request
+                .asked
+                .expectation(&self.recording.prepared.name, Some(profile)),
             disk: None,
         }
     }
@@ -323,8 +326,8 @@ impl Work for Confronter<'_> {
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
         let mut verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
         let mut unknown = None;
-        if verdict == Verdict::Pass && self.case.request.reach.depth == Depth::Two {
-            let (prepared, seed) = (self.case.recording.prepared, self.case.request.seed.0);
+        if verdict == Verdict::Pass && self.case.request.asked.reach.depth == Depth::Two {
+            let (prepared, seed) = (self.case.recording.prepared, self.case.request.asked.seed.0);
             match second::recovery(&mut *self.injector, prepared, left, profile, seed)? {
                 Shown::Found(found) if found.is_empty() => {}
                 Shown::Found(found) => verdict = Verdict::Violated(found),

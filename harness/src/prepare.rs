@@ -1,10 +1,12 @@
 //! Trial zero: the unbroken run. It proves that the subject works, and teaches its versions and
 //! the places where faults can strike.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use crashtest_targets::Strategy;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::at_rest::Rest;
 use crate::baseline;
@@ -165,4 +167,20 @@ fn built_in(
     let history = subject.history();
     let kind = (Kind::BuiltIn(subject), history);
     Ok(Prepared::new(name, kind, (before, trace), duration, planner))
+}
+
+/// The files that a program's command line names, with a hash of what they hold (XXH3, 128 bits, in
+/// hexadecimal). The machine's own programs are left out: each machine has its own Python.
+#[must_use]
+pub fn named_files(subject: &Subject) -> BTreeMap<String, String> {
+    let Subject::Command(command) = subject else { return BTreeMap::new() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let of = |word: &String| {
+        let file = Path::new(word);
+        let of_machine = std::env::split_paths(&path).any(|place| file.parent() == Some(&place));
+        let named = !of_machine && (word.contains('/') || file.extension().is_some());
+        let bytes = named.then(|| std::fs::read(file).ok()).flatten()?;
+        Some((word.clone(), format!("{:032x}", xxh3_128(&bytes))))
+    };
+    command.argv.iter().filter_map(of).collect()
 }

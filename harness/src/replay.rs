@@ -222,7 +222,7 @@ fn power_cut(
     let prepared = unbroken(kept, lab, FaultKind::PowerCut)?;
     let directory = directory_to_keep(kept, keep)?;
     let request = Request::of_cut(kept, cut)?;
-    let disks = Disks::start(&request.disk, lab)?;
+    let disks = Disks::start(&request.asked.disk, lab)?;
     let units = poweroff_disk::units_again(&request, &prepared, &disks, cut);
     let prepared = [prepared];
     let own = disks.of_worker(lab.path(), 0)?;

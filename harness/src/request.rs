@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crashtest_targets::Strategy;
 
+use crate::asked::Asked;
 use crate::at_rest::HarmKind;
 use crate::cli::{self, ThenArg};
 use crate::disk::plan::Cutting;
@@ -17,6 +18,7 @@ use crate::poweroff::Power;
 use crate::results::RunDirectory;
 use crate::run::{Place, Request};
 use crate::scenario::Scenario;
+use crate::shard::{self, Shard};
 use crate::subject::{Command, Limits, Live, Subject};
 use crate::suggest;
 use crate::sweep::{Depth, Reach};
@@ -51,20 +53,12 @@ pub fn request(options: &cli::Run) -> Result<Request> {
         let directory = RunDirectory::open(&options.results.root, name)?;
         let plan = directory.read_plan()?;
         return Ok(Request {
-            scenario: plan.scenario,
-            fault: plan.fault,
-            granularity: plan.granularity,
-            seed: plan.seed,
-            trials: plan.trials,
-            reach: plan.reach,
-            power: plan.power,
-            disk: plan.disk,
-            exhaustive: plan.exhaustive,
+            asked: plan.asked,
             subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
-            promises: plan.promises,
             command_line: plan.command_line,
             place,
             resume: Some(directory),
+            shard: plan.shard,
         });
     }
     let mut scenario = Scenario::find(&options.scenario)?;
@@ -80,7 +74,7 @@ pub fn request(options: &cli::Run) -> Result<Request> {
     let trials = trials(options, &scenario, fault)?;
     let reach = reach(options, &scenario, fault)?;
     let power = power(options, &scenario, fault)?;
-    Ok(Request {
+    let asked = Asked {
         fault,
         power,
         disk: disk(options, &scenario, fault)?,
@@ -93,12 +87,40 @@ pub fn request(options: &cli::Run) -> Result<Request> {
         }),
         trials,
         scenario,
-        subjects,
         promises,
-        command_line,
-        place,
-        resume: None,
-    })
+    };
+    let shard = shard(options, fault)?;
+    Ok(Request { asked, subjects, command_line, place, resume: None, shard })
+}
+
+/// Which part of the run this is: as the command line says, or else the environment.
+fn shard(options: &cli::Run, fault: FaultKind) -> Result<Shard> {
+    let named = match options.shard {
+        Some(shard) => Some(("--shard".to_owned(), shard)),
+        None => shard::from_environment(|name| std::env::var(name).ok())?,
+    };
+    let Some((name, shard)) = named else { return Ok(Shard::default()) };
+    if let Some(file) =
+        std::env::var_os("TEST_SHARD_STATUS_FILE").filter(|_| name.starts_with("TEST_"))
+    {
+        // So Bazel learns that each part does its part only.
+        std::fs::write(file, "").context("tell that shards are known")?;
+    }
+    if !shard.is_whole() && options.seed.is_none() {
+        return Err(Error::usage(format!("this is shard {shard} by {name}, and no seed is given"))
+            .help(
+                "all shards of a run need the same: give --seed N; --shard 1/1 is a run of its own",
+            ));
+    }
+    if !shard.is_whole() && fault.is_swept() && options.trials.is_some() {
+        return Err(Error::usage("a sweep that is cut short can't be shared out")
+            .help("leave out --trials: the shards of a sweep share all that there is"));
+    }
+    if !shard.is_whole() && options.timing {
+        return Err(Error::usage("--timing can't be shared out")
+            .help("how long a run takes is another on each machine: run each with --shard 1/1"));
+    }
+    Ok(shard)
 }
 
 /// What is tested: its name in tables, and the promises that are judged.

@@ -4,89 +4,40 @@
 //! fsync of the directory. The outcomes are an append-only log; a last line that was cut is
 //! dropped when the run goes on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::plan::Cutting;
+use crate::assemble::{Found, Unit};
 use crate::error::{Context, Error, Result};
-use crate::fault::FaultKind;
 use crate::fault::Injection;
 use crate::outcome::{Content, Exit, Outcome, Step};
-use crate::plan::{Granularity, Seed, Sites};
+use crate::planned::Plan;
 use crate::power::explain::Explanation;
-use crate::poweroff::Power;
 use crate::record::Record;
-use crate::scenario::Scenario;
+use crate::report::Report;
+use crate::shard::Shard;
 use crate::subject::Subject;
 use crate::sweep::Reach;
 use crate::trial::Trial;
 use crate::verdict::{Promise, Violation};
 
 /// The version of all JSON that is kept.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 /// Where runs are kept unless the user says otherwise.
 pub const DEFAULT_ROOT: &str = "results/runs";
 const PLAN: &str = "plan.json";
 const OUTCOMES: &str = "outcomes.jsonl";
+const UNITS: &str = "units.jsonl";
 const REPORT: &str = "report.json";
 const VIOLATIONS: &str = "violations";
 const VIOLATION: &str = "violation.json";
 const SURVIVOR: &str = "survivor";
 const WHOLE: &str = "directory";
-
-/// Everything that determines a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// The version of crashtest.
-    pub crashtest: String,
-    /// The command line.
-    pub command_line: Vec<String>,
-    /// The kernel, as `uname` has it.
-    pub kernel: String,
-    /// The seed.
-    pub seed: Seed,
-    /// How many trials of each subject; none for a whole sweep.
-    pub trials: Option<u64>,
-    /// How far a sweep goes.
-    pub reach: Reach,
-    /// What a loss of power is derived for.
-    #[serde(default)]
-    pub power: Power,
-    /// What a power cut below real file systems looks at.
-    #[serde(default)]
-    pub disk: Cutting,
-    /// How many derived states are confirmed, if all are derived.
-    #[serde(default)]
-    pub exhaustive: Option<u64>,
-    /// The kind of fault.
-    pub fault: FaultKind,
-    /// Where faults may strike.
-    pub granularity: Granularity,
-    /// The scenario.
-    pub scenario: Scenario,
-    /// The promises that are judged.
-    pub promises: BTreeSet<Promise>,
-    /// The subjects.
-    pub subjects: Vec<PlannedSubject>,
-}
-
-/// One subject of a plan.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlannedSubject {
-    /// Its name in tables.
-    pub name: String,
-    /// What it is.
-    pub subject: Subject,
-    /// Where faults can strike.
-    pub sites: Sites,
-}
 
 /// A violation that is kept, and all that is needed to replay it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,8 +82,9 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes a directory below `root`, named by the time and the scenario.
-    pub fn create(root: &Path, scenario: &str) -> Result<Self> {
+    /// Makes a directory below `root`, named by the time and the scenario, and by the part of the run if it is
+    /// not all of it.
+    pub fn create(root: &Path, scenario: &str, shard: Shard) -> Result<Self> {
         let unwritable = |error: io::Error| {
             Error::lacking(format!("cannot keep results in {}: {error}", root.display()))
                 .help("name a writable directory with --results, or set CRASHTEST_RESULTS")
@@ -143,7 +95,11 @@ impl RunDirectory {
         let now = chrono::Utc::now().format("%Y%m%dT%H%M%SZ");
         for attempt in 0..1000 {
             let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
-            let path = root.join(format!("{now}-{scenario}{suffix}"));
+            let part = match shard.is_whole() {
+                true => String::new(),
+                false => format!("-{}-of-{}", shard.index() + 1, shard.of()),
+            };
+            let path = root.join(format!("{now}-{scenario}{part}{suffix}"));
             match fs::create_dir(&path) {
                 Ok(()) => return Ok(Self { path }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -151,6 +107,21 @@ impl RunDirectory {
             }
         }
         Err(Error::internal(format!("{} is full of runs of this second", root.display())))
+    }
+
+    /// The directory of the same part of the same run, if there is one that has not come to its end.
+    pub fn begun(root: &Path, plan: &Plan) -> Result<Option<Self>> {
+        for path in runs(root).into_iter().rev() {
+            let path = fs::canonicalize(&path).context(format_args!("find {}", path.display()))?;
+            let begun = Self { path };
+            // What can't be read is no part of this run.
+            let same =
+                begun.read_plan().is_ok_and(|p| (p.id, p.shard) == (plan.id.clone(), plan.shard));
+            if same && !begun.read_report().is_ok_and(|report| report.complete) {
+                return Ok(Some(begun));
+            }
+        }
+        Ok(None)
     }
 
     /// Opens the directory of an earlier run: `name` below `root`, or a path.
@@ -176,19 +147,65 @@ impl RunDirectory {
         write_json(&self.path.join(PLAN), plan)
     }
 
-    /// Reads the plan.
+    /// Reads the plan; one that was edited is refused.
     pub fn read_plan(&self) -> Result<Plan> {
-        read_json(&self.path.join(PLAN))
+        let path = self.path.join(PLAN);
+        let plan: Plan = read_json(&path)?;
+        if plan.id != plan.name() {
+            return Err(Error::usage(format!("{} is not as it was written", path.display()))
+                .help("it was edited; run the scenario again"));
+        }
+        Ok(plan)
     }
 
     /// Keeps the report.
-    pub fn write_report(&self, report: &impl Serialize) -> Result<()> {
+    pub fn write_report(&self, report: &Report) -> Result<()> {
         write_json(&self.path.join(REPORT), report)
+    }
+
+    /// Whether it came to an end, and said what it found.
+    #[must_use]
+    pub fn has_report(&self) -> bool {
+        self.path.join(REPORT).is_file()
+    }
+
+    /// Reads the report.
+    pub fn read_report(&self) -> Result<Report> {
+        read_json(&self.path.join(REPORT))
+    }
+
+    /// A hash of all that came of trials and pieces (XXH3, 128 bits), in hexadecimal.
+    pub fn checksum(&self) -> Result<String> {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for name in [OUTCOMES, UNITS] {
+            let path = self.path.join(name);
+            let mut file = match File::open(&path) {
+                Ok(file) => BufReader::with_capacity(1 << 18, file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).context(format_args!("read {}", path.display())),
+            };
+            io::copy(&mut file, &mut hash).context(format_args!("read {}", path.display()))?;
+        }
+        Ok(format!("{:032x}", hash.digest128()))
     }
 
     /// Opens the outcomes for appending.
     pub fn append_outcomes(&self) -> Result<File> {
-        let path = self.path.join(OUTCOMES);
+        self.append(OUTCOMES)
+    }
+
+    /// The same, for many at once.
+    pub fn append_all_outcomes(&self) -> Result<BufWriter<File>> {
+        Ok(BufWriter::with_capacity(1 << 18, self.append_outcomes()?))
+    }
+
+    /// Opens the pieces of a run by crash states for appending.
+    pub fn append_units(&self) -> Result<BufWriter<File>> {
+        Ok(BufWriter::new(self.append(UNITS)?))
+    }
+
+    fn append(&self, name: &str) -> Result<File> {
+        let path = self.path.join(name);
         let file = File::options()
             .create(true)
             .append(true)
@@ -202,15 +219,58 @@ impl RunDirectory {
         Ok(file)
     }
 
-    /// Reads the outcomes of an interrupted run and drops a last line that was cut.
-    pub fn read_outcomes(&self, mut each: impl FnMut(Record)) -> Result<()> {
-        let path = self.path.join(OUTCOMES);
-        let file = match File::options().read(true).write(true).open(&path) {
+    /// Reads the outcomes, each with its line; a last line that was cut is left out.
+    pub fn read_outcomes(&self, each: impl FnMut(Record, &[u8]) -> Result<()>) -> Result<()> {
+        self.read_lines(OUTCOMES, each).map(|_| ())
+    }
+
+    /// Reads the outcomes of a run that goes on, and drops a last line that was cut.
+    pub fn recall_outcomes(&self, mut each: impl FnMut(Record)) -> Result<()> {
+        let whole = self.read_lines(OUTCOMES, |record, _| {
+            each(record);
+            Ok(())
+        })?;
+        self.shorten(OUTCOMES, whole)
+    }
+
+    /// Reads the pieces of a run by crash states, each with its line; a last line that was cut is left out.
+    pub fn read_unit_lines(&self, each: impl FnMut(Unit, &[u8]) -> Result<()>) -> Result<()> {
+        self.read_lines(UNITS, each).map(|_| ())
+    }
+
+    /// Reads those of a run that goes on, by their number, and drops a last line that was cut.
+    pub fn recall_units(&self) -> Result<BTreeMap<u64, Found>> {
+        let mut found = BTreeMap::new();
+        let whole = self.read_lines(UNITS, |unit: Unit, _| {
+            found.insert(unit.unit, unit.found);
+            Ok(())
+        })?;
+        self.shorten(UNITS, whole)?;
+        Ok(found)
+    }
+
+    fn shorten(&self, name: &str, whole: u64) -> Result<()> {
+        let path = self.path.join(name);
+        match File::options().write(true).open(&path) {
+            Ok(file) => file.set_len(whole).context(format_args!("shorten {}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context(format_args!("open {}", path.display())),
+        }
+    }
+
+    /// Reads a log; returns how many of its bytes are whole lines.
+    fn read_lines<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        mut each: impl FnMut(T, &[u8]) -> Result<()>,
+    ) -> Result<u64> {
+        let path = self.path.join(name);
+        let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error).context(format_args!("open {}", path.display())),
         };
-        let mut lines = BufReader::new(&file);
+        let mut lines = BufReader::with_capacity(1 << 18, &file);
         let (mut line, mut number, mut whole) = (Vec::new(), 0_u64, 0_u64);
         loop {
             line.clear();
@@ -219,27 +279,33 @@ impl RunDirectory {
                 .context(format_args!("read {}", path.display()))?;
             if line.last() != Some(&b'\n') {
                 // The run was killed while it wrote this line, or this is the end.
-                return file.set_len(whole).context(format_args!("shorten {}", path.display()));
+                return Ok(whole);
             }
             number += 1;
             whole += count as u64;
-            let record = serde_json::from_slice(&line).map_err(|error| {
+            let one = serde_json::from_slice(&line).map_err(|error| {
                 Error::usage(format!("{}:{number}: not an outcome: {error}", path.display()))
                     .help("the file was changed by hand; start the run anew")
             })?;
-            each(record);
+            each(one, &line)?;
         }
+    }
+
+    /// Where a violation is kept.
+    #[must_use]
+    pub fn violation(&self, id: &str) -> PathBuf {
+        self.path.join(VIOLATIONS).join(id)
     }
 
     /// Where the whole directory of a kept violation is kept, if it is.
     #[must_use]
     pub fn whole_directory(&self, id: &str) -> PathBuf {
-        self.path.join(VIOLATIONS).join(id).join(WHOLE)
+        self.violation(id).join(WHOLE)
     }
 
     /// Keeps a violation and what survived.
     pub fn keep(&self, kept: &Kept, outcome: &Outcome) -> Result<()> {
-        let directory = self.path.join(VIOLATIONS).join(&kept.id);
+        let directory = self.violation(&kept.id);
         let survivor = directory.join(SURVIVOR);
         fs::create_dir_all(&survivor).context(format_args!("make {}", survivor.display()))?;
         for (file, content) in &outcome.survivor.files {
@@ -357,7 +423,7 @@ mod tests {
     #[test]
     fn a_cut_last_line_is_dropped_and_the_log_goes_on_after_it() {
         let root = tempfile::tempdir().unwrap();
-        let run = RunDirectory::create(root.path(), "x").unwrap();
+        let run = RunDirectory::create(root.path(), "x", Shard::default()).unwrap();
         let mut log = run.append_outcomes().unwrap();
         for n in 0..3 {
             serde_json::to_writer(&log, &record(n)).unwrap();
@@ -366,27 +432,27 @@ mod tests {
         log.write_all(b"{\"n\":3,\"subj").unwrap();
         drop(log);
         let mut seen = Vec::new();
-        run.read_outcomes(|record| seen.push(record.n)).unwrap();
+        run.recall_outcomes(|record| seen.push(record.n)).unwrap();
         run.append_outcomes().unwrap().write_all(b"").unwrap();
         let mut again = Vec::new();
-        run.read_outcomes(|record| again.push(record.n)).unwrap();
+        run.recall_outcomes(|record| again.push(record.n)).unwrap();
         assert_eq!((seen, again), (vec![0, 1, 2], vec![0, 1, 2]));
     }
 
     #[test]
     fn an_edited_log_is_refused_with_its_line() {
         let root = tempfile::tempdir().unwrap();
-        let run = RunDirectory::create(root.path(), "x").unwrap();
+        let run = RunDirectory::create(root.path(), "x", Shard::default()).unwrap();
         run.append_outcomes().unwrap().write_all(b"{}\n").unwrap();
-        let error = run.read_outcomes(|_| {}).unwrap_err();
+        let error = run.recall_outcomes(|_| {}).unwrap_err();
         assert!(error.message.contains("outcomes.jsonl:1: not an outcome"), "{error}");
     }
 
     #[test]
     fn two_runs_of_one_second_have_two_directories() {
         let root = tempfile::tempdir().unwrap();
-        let one = RunDirectory::create(root.path(), "x").unwrap();
-        let two = RunDirectory::create(root.path(), "x").unwrap();
+        let one = RunDirectory::create(root.path(), "x", Shard::default()).unwrap();
+        let two = RunDirectory::create(root.path(), "x", Shard::default()).unwrap();
         assert_ne!(one.path(), two.path());
     }
 }

@@ -1,12 +1,13 @@
 //! A run: unbroken runs, plan, trials, report.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::agenda::{Agenda, Front, Sampled};
+use crate::agenda::Agenda;
+use crate::asked::Asked;
+use crate::assemble::{self, Found, Unit};
 use crate::books::Books;
 use crate::disk::plan::Cutting;
 use crate::error::{Context, Error, Result};
@@ -19,53 +20,37 @@ use crate::model::Files;
 use crate::op::Trace;
 use crate::outcome::Outcome;
 use crate::plan::{Granularity, Planner, Seed};
+use crate::planned::{Plan, PlannedSubject};
 use crate::pool::{Completion, Job, Pool};
-use crate::poweroff::{self, Power};
+use crate::poweroff;
 use crate::poweroff_disk;
 use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
-use crate::report::{MODEL, Report, Row, Swept};
-use crate::results::{Kept, Plan, PlannedSubject, RunDirectory, SCHEMA};
-use crate::scenario::{Expectation, Scenario};
+use crate::report::{MODEL, Report, Row};
+use crate::results::{Kept, RunDirectory, SCHEMA};
+use crate::scenario::Scenario;
+use crate::shard::Shard;
 use crate::subject::{Prepared, Subject};
-use crate::sweep::{self, Reach};
-use crate::tally::Tally;
 use crate::trial::Trial;
-use crate::verdict::{Promise, Violation};
+use crate::verdict::Violation;
 use crate::worker::Worker;
 
 /// What is to be run.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The scenario.
-    pub scenario: Scenario,
-    /// The kind of fault; the scenario's unless the command line says otherwise.
-    pub fault: FaultKind,
-    /// Where faults may strike.
-    pub granularity: Granularity,
-    /// The seed.
-    pub seed: Seed,
-    /// How many trials of each subject; none for a whole sweep.
-    pub trials: Option<u64>,
-    /// How far a sweep goes.
-    pub reach: Reach,
-    /// What a loss of power is derived for.
-    pub power: Power,
-    /// What a power cut below real file systems looks at.
-    pub disk: Cutting,
-    /// Whether every state is derived from a recording, and how many of them are confirmed.
-    pub exhaustive: Option<u64>,
+    /// What is asked for, of all subjects.
+    pub asked: Asked,
     /// The subjects, with their names in tables.
     pub subjects: Vec<(String, Subject)>,
-    /// The promises that are judged.
-    pub promises: BTreeSet<Promise>,
     /// The command line, for the record.
     pub command_line: Vec<String>,
     /// How this machine does it.
     pub place: Place,
     /// The run to go on with.
     pub resume: Option<RunDirectory>,
+    /// Which part of the run this is.
+    pub shard: Shard,
 }
 
 /// Where and how a run takes place; it makes no difference to what is found.
@@ -90,13 +75,16 @@ pub fn run(request: &Request) -> Result<Report> {
     let lab = Lab::new(request.place.directory.as_deref())?;
     let attempted = attempt(request, &lab);
     let Err(error) = &attempted else { return attempted };
-    if error.status != ExitStatus::Internal || request.exhaustive.is_none() {
+    if error.status != ExitStatus::Internal || request.asked.exhaustive.is_none() {
         return attempted;
     }
     // A real kill left something else than was derived: either we are wrong, or two recordings of a
     // subject that does not repeat were the same by luck.
     let Some(name) = listing::unrepeated(request, &lab)? else { return attempted };
-    let mut report = attempt(&Request { exhaustive: None, ..request.clone() }, &lab)?;
+    let mut report = attempt(
+        &Request { asked: Asked { exhaustive: None, ..request.asked.clone() }, ..request.clone() },
+        &lab,
+    )?;
     for row in report.subjects.iter_mut().filter(|row| row.name == name) {
         row.notes.push(
             "its recording does not repeat, though the first two did: nothing is derived, it is really \
@@ -110,29 +98,52 @@ pub fn run(request: &Request) -> Result<Report> {
 fn attempt(request: &Request, lab: &Lab) -> Result<Report> {
     let earlier = request.resume.as_ref().map(RunDirectory::read_plan).transpose()?;
     let (prepared, exhausted) = prepare_all(request, lab, earlier.as_ref())?;
-    let plan = plan(request, &prepared);
-    let directory = match &request.resume {
-        Some(directory) => {
-            if let Some(earlier) = &earlier {
-                same_plan(earlier, &plan)?;
-            }
-            directory.clone()
-        }
-        None => RunDirectory::create(&request.place.results, &request.scenario.name)?,
+    let plan = plan(request, &prepared, exhausted);
+    let (directory, earlier) = match (&request.resume, earlier) {
+        (Some(directory), earlier) => (directory.clone(), earlier),
+        (None, _) => begin(request, &plan)?,
     };
-    if request.resume.is_none() {
-        directory.write_plan(&plan)?;
+    match &earlier {
+        Some(earlier) => earlier.check_unchanged(&plan)?,
+        None => directory.write_plan(&plan)?,
     }
-    if request.fault.is_power() {
-        let report = power_report(request, lab, prepared, &directory)?;
-        directory.write_report(&report)?;
-        return Ok(report);
+    // What was planned counts, however long this machine took now.
+    let plan = earlier.unwrap_or(plan);
+    let (rows, done) = match request.asked.fault.is_power() {
+        true => power_rows(request, lab, (&plan, &prepared), &directory)?,
+        false => trial_rows(request, lab, (&plan, &prepared), &directory)?,
+    };
+    let mut report = head(request, lab, (&plan, &directory), &done)?;
+    report.subjects = rows;
+    directory.write_report(&report)?;
+    Ok(report)
+}
+
+/// The directory of a run that begins; of a part of one that was interrupted, its own, and its plan: whoever
+/// hands out the parts starts one again by the same command.
+fn begin(request: &Request, plan: &Plan) -> Result<(RunDirectory, Option<Plan>)> {
+    let (root, scenario) = (&request.place.results, &request.asked.scenario.name);
+    if !plan.shard.is_whole()
+        && let Some(begun) = RunDirectory::begun(root, plan)?
+    {
+        let earlier = begun.read_plan()?;
+        return Ok((begun, Some(earlier)));
     }
+    Ok((RunDirectory::create(root, scenario, plan.shard)?, None))
+}
+
+/// Does all trials, and says what they come to.
+fn trial_rows(
+    request: &Request,
+    lab: &Lab,
+    (plan, prepared): (&Plan, &[Prepared]),
+    directory: &RunDirectory,
+) -> Result<(Vec<Row>, Done)> {
     let mut books = Books::new(prepared.len());
-    let mut agenda = agenda(request, &prepared);
+    let mut agenda = plan.agenda(plan.shard);
     let mut foreign = None;
-    directory.read_outcomes(|record| {
-        if !of_this_plan(&record, &prepared) {
+    directory.recall_outcomes(|record| {
+        if !of_this_plan(&record, prepared) {
             foreign = Some(record.n);
         } else if agenda.recall(&record) {
             books.enter(&record);
@@ -142,15 +153,8 @@ fn attempt(request: &Request, lab: &Lab) -> Result<Report> {
         return Err(Error::usage(format!("outcome {n} is not of this plan"))
             .help("the results were changed by hand, or mixed; start the run anew"));
     }
-    let done = trials(request, lab, &prepared, &directory, &mut agenda, &mut books)?;
-    let mut report = report(request, lab, prepared, &directory, (books, &agenda), &done);
-    for (row, exhausted) in report.subjects.iter_mut().zip(exhausted) {
-        if let Some(exhausted) = exhausted {
-            row.exhaust(exhausted);
-        }
-    }
-    directory.write_report(&report)?;
-    Ok(report)
+    let done = trials(request, lab, prepared, directory, &mut agenda, &mut books)?;
+    Ok((assemble::trial_rows(plan, books, &agenda), done))
 }
 
 /// Runs all subjects unbroken; of those of which every state is to be derived, derives them.
@@ -161,30 +165,30 @@ fn prepare_all(
 ) -> Result<(Vec<Prepared>, Vec<Option<Exhausted>>)> {
     let (mut prepared, mut exhausted) = (Vec::new(), Vec::new());
     for (stream, (name, subject)) in request.subjects.iter().enumerate() {
-        let mut one = prepare::prepare(name, subject, lab, request.fault, |sites| {
-            let (kind, granularity) = (request.fault, request.granularity);
+        let mut one = prepare::prepare(name, subject, lab, request.asked.fault, |sites| {
+            let (kind, granularity) = (request.asked.fault, request.asked.granularity);
             // A run that goes on strikes where its plan says, however long this machine took now.
             let planned = earlier.and_then(|plan| plan.subjects.get(stream));
             let sites = planned.map_or(sites, |subject| subject.sites.clone());
             match kind.is_swept() {
-                true => Planner::sweeping(kind, &sites, &request.reach),
-                false => Planner::new(request.seed, stream as u64, kind, granularity, sites),
+                true => Planner::sweeping(kind, &sites, &request.asked.reach),
+                false => Planner::new(request.asked.seed, stream as u64, kind, granularity, sites),
             }
         })?;
-        exhausted.push(match request.exhaustive {
+        exhausted.push(match request.asked.exhaustive {
             Some(confirm) => listing::exhaust(request, lab, &mut one, confirm)?,
             None => None,
         });
-        if request.fault == FaultKind::AtRest {
+        if request.asked.fault == FaultKind::AtRest {
             listing::harm(request, stream, &mut one)?;
         }
-        if request.fault == FaultKind::Concurrent {
+        if request.asked.fault == FaultKind::Concurrent {
             listing::meet(request, &mut one);
         }
-        if request.fault == FaultKind::Parted {
+        if request.asked.fault == FaultKind::Parted {
             listing::part(request, lab, &mut one)?;
         }
-        if !request.fault.is_power() {
+        if !request.asked.fault.is_power() {
             // Workers fork the faster the less memory they have, and the trace is not used any more.
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
         }
@@ -201,34 +205,6 @@ fn prepare_all(
     Ok((prepared, exhausted))
 }
 
-/// What there is to do.
-fn agenda(request: &Request, prepared: &[Prepared]) -> Agenda {
-    let sweep = |(index, subject): (usize, &Prepared)| match &subject.planner {
-        Planner::Swept(sweep) => Some(Front::new(index, sweep.clone(), request.trials)),
-        Planner::Sampled(_) | Planner::Listed(_) => None,
-    };
-    match prepared.iter().enumerate().map(sweep).collect() {
-        Some(fronts) => Agenda::Swept(fronts),
-        None => {
-            let listed = |subject: &Prepared| match &subject.planner {
-                Planner::Listed(listed) => Some(listed.faults.len() as u64),
-                Planner::Sampled(_) | Planner::Swept(_) => None,
-            };
-            let each = prepared
-                .iter()
-                .map(|subject| listed(subject).unwrap_or(request.trials.unwrap_or(1)))
-                .max();
-            let each = each.unwrap_or(1);
-            let mut sampled = Sampled::new(prepared.len(), each);
-            for (index, subject) in prepared.iter().enumerate() {
-                let all = listed(subject).unwrap_or(request.trials.unwrap_or(1));
-                sampled.end(index, all);
-            }
-            Agenda::Sampled(sampled)
-        }
-    }
-}
-
 /// Whether a kept outcome is of the trial that this plan makes of its number.
 fn of_this_plan(record: &Record, prepared: &[Prepared]) -> bool {
     let subject = prepared.get(record.subject);
@@ -236,54 +212,39 @@ fn of_this_plan(record: &Record, prepared: &[Prepared]) -> bool {
     fault.is_some_and(|fault| record.at == fault.place() && record.nature == fault.nature())
 }
 
-fn plan(request: &Request, prepared: &[Prepared]) -> Plan {
-    let subjects = request.subjects.iter().zip(prepared);
-    Plan {
+fn plan(request: &Request, prepared: &[Prepared], exhausted: Vec<Option<Exhausted>>) -> Plan {
+    let mut plan = Plan {
         schema: SCHEMA,
+        id: String::new(),
         crashtest: env!("CARGO_PKG_VERSION").to_owned(),
         command_line: request.command_line.clone(),
         kernel: kernel(),
-        seed: request.seed,
-        trials: request.trials,
-        reach: request.reach.clone(),
-        power: request.power.clone(),
-        disk: request.disk.clone(),
-        exhaustive: request.exhaustive,
-        fault: request.fault,
-        granularity: request.granularity,
-        scenario: request.scenario.clone(),
-        promises: request.promises.clone(),
-        subjects: subjects
-            .map(|((name, subject), prepared)| PlannedSubject {
-                name: name.clone(),
-                subject: subject.clone(),
-                sites: prepared.sites.clone(),
-            })
-            .collect(),
+        shard: request.shard,
+        asked: request.asked.clone(),
+        subjects: Vec::new(),
+    };
+    for (((name, subject), prepared), exhausted) in
+        request.subjects.iter().zip(prepared).zip(exhausted)
+    {
+        let trials = match &prepared.planner {
+            Planner::Listed(listed) => Some(listed.faults.len() as u64),
+            Planner::Sampled(_) => Some(request.asked.trials.unwrap_or(1)),
+            Planner::Swept(_) => None,
+        };
+        plan.subjects.push(PlannedSubject {
+            name: name.clone(),
+            subject: subject.clone(),
+            files: prepare::named_files(subject),
+            sites: prepared.sites.clone(),
+            trials: trials.filter(|_| !request.asked.fault.is_power()),
+            population: prepared.planner.population(),
+            whole: prepared.planner.is_whole(),
+            notes: prepared.notes.clone(),
+            derived: exhausted.map(|exhausted| (exhausted.states, exhausted.tally)),
+        });
     }
-}
-
-/// A run can go on only if its subjects still do what they did.
-fn same_plan(old: &Plan, new: &Plan) -> Result<()> {
-    let timed = old.fault == FaultKind::KillAfter;
-    for (old, new) in old.subjects.iter().zip(&new.subjects) {
-        let same = timed
-            || old.sites.sites.len() == new.sites.sites.len()
-                && old
-                    .sites
-                    .sites
-                    .iter()
-                    .zip(&new.sites.sites)
-                    .all(|(a, b)| (a.call, a.length) == (b.call, b.length));
-        if !same {
-            return Err(Error::usage(format!(
-                "`{}` does other things than when the run began",
-                old.name
-            ))
-            .help("its earlier trials can't be continued; start the run anew"));
-        }
-    }
-    Ok(())
+    plan.id = plan.name();
+    plan
 }
 
 /// How the trials went.
@@ -302,7 +263,7 @@ fn trials(
     books: &mut Books,
 ) -> Result<Done> {
     // Without tracing there is nothing to keep on one CPU, and a pinned subject is no untouched one.
-    let pin = request.fault != FaultKind::KillAfter;
+    let pin = request.asked.fault != FaultKind::KillAfter;
     let mut pool = Pool::start(request.place.jobs, pin, |index| {
         let room = lab::room(lab.path(), index)?;
         Ok(Box::new(Worker::new(request, prepared, directory, room)?) as Job<'_, Record>)
@@ -335,58 +296,29 @@ fn trials(
     Ok(Done { completion: completion?, elapsed, trials: fresh })
 }
 
-fn report(
+/// All of a report but its rows.
+fn head(
     request: &Request,
     lab: &Lab,
-    prepared: Vec<Prepared>,
-    directory: &RunDirectory,
-    (books, agenda): (Books, &Agenda),
+    (plan, directory): (&Plan, &RunDirectory),
     done: &Done,
-) -> Report {
-    let rows = prepared.into_iter().zip(books.into_rows());
-    Report {
-        subjects: rows
-            .enumerate()
-            .map(|(index, (prepared, (tally, kept)))| Row {
-                sweep: match prepared.planner {
-                    Planner::Swept(_) => Some(Swept {
-                        open_lanes: agenda.open_lanes(index),
-                        sampled: request.fault == FaultKind::DiskFull
-                            && sweep::free_at(agenda.last_struck(index)) > sweep::EXACT,
-                    }),
-                    Planner::Sampled(_) | Planner::Listed(_) => None,
-                },
-                whole: prepared.planner.is_whole(),
-                population: prepared.planner.population(),
-                expectation: request.expectation(&prepared.name, None),
-                name: prepared.name,
-                planned: request.trials.unwrap_or(tally.trials()),
-                interval: tally.interval(),
-                tally,
-                kept,
-                notes: prepared.notes,
-                cells: Vec::new(),
-                derived: None,
-            })
-            .collect(),
-        ..head(request, lab, directory, done)
-    }
-}
-
-/// All of a report but its rows.
-fn head(request: &Request, lab: &Lab, directory: &RunDirectory, done: &Done) -> Report {
-    Report {
+) -> Result<Report> {
+    Ok(Report {
+        plan: plan.id.clone(),
+        shard: plan.shard,
+        merged: None,
+        checksum: directory.checksum()?,
         schema: SCHEMA,
         crashtest: env!("CARGO_PKG_VERSION").to_owned(),
-        scenario: request.scenario.name.clone(),
-        seed: request.seed,
+        scenario: request.asked.scenario.name.clone(),
+        seed: request.asked.seed,
         command_line: request.command_line.clone(),
         kernel: kernel(),
-        file_system: match request.fault {
-            FaultKind::DiskFull => request.reach.fs.name().to_owned(),
+        file_system: match request.asked.fault {
+            FaultKind::DiskFull => request.asked.reach.fs.name().to_owned(),
             FaultKind::PowerLoss => MODEL.to_owned(),
             FaultKind::PowerCut => {
-                request.disk.fs.iter().map(|fs| fs.name()).collect::<Vec<_>>().join(", ")
+                request.asked.disk.fs.iter().map(|fs| fs.name()).collect::<Vec<_>>().join(", ")
             }
             _ => file_system(lab.path()),
         },
@@ -395,56 +327,63 @@ fn head(request: &Request, lab: &Lab, directory: &RunDirectory, done: &Done) -> 
         trials_now: done.trials,
         complete: done.completion == Completion::Whole,
         directory: shown(directory.path()),
-        promises: request.promises.clone(),
+        promises: request.asked.promises.clone(),
         subjects: Vec::new(),
-    }
+    })
 }
 
-/// Derives and judges all crash states.
-fn power_report(
+/// Derives, or has a disk show, all crash states that are still to be looked at, and says what they come to.
+fn power_rows(
     request: &Request,
     lab: &Lab,
-    prepared: Vec<Prepared>,
+    (plan, prepared): (&Plan, &[Prepared]),
     directory: &RunDirectory,
-) -> Result<Report> {
+) -> Result<(Vec<Row>, Done)> {
     let started = Instant::now();
-    let (mut rows, mut completion) = (Vec::new(), Completion::Whole);
-    let mut on_disk = Vec::new();
-    if request.fault == FaultKind::PowerCut {
-        (on_disk, completion) = poweroff_disk::cells(request, lab, &prepared, directory)?;
-    }
-    let mut on_disk = on_disk.into_iter();
-    for (index, one) in prepared.into_iter().enumerate() {
-        let cells = match on_disk.next() {
-            Some(cells) => cells,
-            None => {
-                let (cells, done) = poweroff::cells(request, lab, index, &one, directory)?;
-                if done != Completion::Whole {
-                    completion = done;
-                }
-                cells
+    let mut found = directory.recall_units()?;
+    let own = (0..assemble::units(plan)).filter(|n| plan.shard.owns(*n));
+    let todo: Vec<u64> = own.filter(|n| !found.contains_key(n)).collect();
+    let mut log = directory.append_units()?;
+    let mut keep = |unit: u64, one: Found| {
+        let unit = Unit { unit, found: one };
+        serde_json::to_writer(&mut log, &unit).context("keep what was found")?;
+        log.write_all(b"\n").context("keep what was found")?;
+        found.insert(unit.unit, unit.found);
+        Ok(())
+    };
+    let mut completion = Completion::Whole;
+    if request.asked.fault == FaultKind::PowerCut {
+        let each = &mut |n, cut| keep(n, Found::Cut(Box::new(cut)));
+        if !todo.is_empty() {
+            completion =
+                poweroff_disk::cut(request, lab, prepared, (plan, &todo), directory, each)?;
+        }
+    } else {
+        let profiles = plan.asked.power.profiles.len() as u64;
+        for (index, one) in prepared.iter().enumerate() {
+            let of_subject = |n: &&u64| **n / profiles == index as u64;
+            let own: Vec<_> = todo.iter().filter(of_subject).map(|n| n % profiles).collect();
+            let own = own.into_iter().filter_map(|n| plan.asked.power.profiles.get(n as usize));
+            let own: Vec<&String> = own.collect();
+            if own.is_empty() {
+                continue;
             }
-        };
-        let mut tally = Tally::default();
-        cells.iter().for_each(|cell| tally.merge(&cell.tally));
-        rows.push(Row {
-            planned: tally.trials(),
-            population: None,
-            whole: false,
-            interval: tally.interval(),
-            tally,
-            expectation: request.expectation(&one.name, None),
-            kept: Vec::new(),
-            notes: one.notes,
-            cells,
-            derived: None,
-            sweep: None,
-            name: one.name,
-        });
+            let (cells, done) = poweroff::cells(request, lab, index, one, &own, directory)?;
+            if done != Completion::Whole {
+                completion = done;
+                break;
+            }
+            for cell in cells {
+                let place = plan.asked.power.profiles.iter().position(|name| *name == cell.profile);
+                let place = place.unwrap_or(0) as u64 + index as u64 * profiles;
+                keep(place, Found::Cell(Box::new(cell)))?;
+            }
+        }
     }
+    log.flush().and_then(|()| log.get_ref().sync_all()).context("keep what was found")?;
+    let rows = assemble::power_rows(plan, found);
     let trials = rows.iter().map(|row| row.tally.trials()).sum();
-    let done = Done { completion, elapsed: started.elapsed(), trials };
-    Ok(Report { subjects: rows, ..head(request, lab, directory, &done) })
+    Ok((rows, Done { completion, elapsed: started.elapsed(), trials }))
 }
 
 impl Request {
@@ -458,7 +397,7 @@ impl Request {
             slow_writes: cut.slow_writes,
             ..Cutting::default()
         };
-        Ok(Self {
+        let asked = Asked {
             fault: FaultKind::PowerCut,
             granularity: Granularity::Byte,
             seed: Seed(kept.seed),
@@ -467,8 +406,12 @@ impl Request {
             power: scenario.power.clone(),
             disk,
             exhaustive: None,
-            subjects: vec![(kept.trial.subject.clone(), kept.subject.clone())],
             promises: kept.promises.clone(),
+            scenario,
+        };
+        Ok(Self {
+            asked,
+            subjects: vec![(kept.trial.subject.clone(), kept.subject.clone())],
             command_line: Vec::new(),
             place: Place {
                 jobs: 1,
@@ -479,7 +422,7 @@ impl Request {
                 verbose: false,
             },
             resume: None,
-            scenario,
+            shard: Shard::default(),
         })
     }
 
@@ -494,44 +437,23 @@ impl Request {
             id: trial.id(subject),
             trial,
             subject: subject.clone(),
-            reach: self.reach.clone(),
-            promises: self.promises.clone(),
+            reach: self.asked.reach.clone(),
+            promises: self.asked.promises.clone(),
             injection: outcome.injection.clone(),
             acks: outcome.acks,
             violations: violations.to_vec(),
             exit: outcome.exit,
             steps: Vec::new(),
             calls: None,
-            seed: self.seed.0,
+            seed: self.asked.seed.0,
             explanation: None,
         }
-    }
-
-    /// What is expected of a subject, on a profile if one is given. What breaks on one full disk may
-    /// hold on another.
-    #[must_use]
-    pub fn expectation(&self, name: &str, profile: Option<&str>) -> Expectation {
-        let mut expectation = self.scenario.expectation(name, &self.promises);
-        if self.power.first_save != self.scenario.power.first_save {
-            // What breaks a replacement may be harmless when there is nothing yet, and the other way.
-            expectation.breaks.clear();
-            return expectation;
-        }
-        if let Some(profile) = profile {
-            return expectation.on(profile);
-        }
-        let (reach, usual) = (&self.reach, &self.scenario.sweep);
-        let elsewhere = reach.fs != usual.fs || reach.axes != usual.axes;
-        // Nor is what breaks sure to be met by a sweep that was cut short.
-        if self.fault.is_swept() && (elsewhere || self.trials.is_some()) {
-            expectation.breaks.clear();
-        }
-        expectation
     }
 }
 
 /// A path as people like it: from here, if it is below.
-fn shown(path: &Path) -> String {
+#[must_use]
+pub fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }

@@ -44,6 +44,12 @@ pub enum Subject {
 }
 
 impl Subject {
+    /// Whether it serves until the power goes, and is not followed.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Command(command) if command.live.is_some())
+    }
+
     /// A built-in strategy that replaces a state of so many bytes so often.
     #[must_use]
     pub fn built_in(strategy: &str, saves: u64, state_bytes: usize, growth_bytes: usize) -> Self {

@@ -49,11 +49,12 @@ impl<'a> Worker<'a> {
         directory: &'a RunDirectory,
         room: PathBuf,
     ) -> Result<Self> {
-        let mut reach = request.reach.clone();
+        let mut reach = request.asked.reach.clone();
         let most = prepared.iter().map(|subject| subject.sites.bytes()).max().unwrap_or(0);
         reach.fs_bytes.get_or_insert(volume::enough_bytes(reach.fs, most));
         let disk = |()| Volume::make(&room, &reach).map(Rc::new);
-        let volume = (request.fault == FaultKind::DiskFull).then_some(()).map(disk).transpose()?;
+        let volume =
+            (request.asked.fault == FaultKind::DiskFull).then_some(()).map(disk).transpose()?;
         let (current, kept) = (None, HashSet::new());
         Ok(Self { request, prepared, directory, room, reach, volume, current, kept })
     }
@@ -145,7 +146,7 @@ impl Work for Worker<'_> {
             if let Planner::Listed(listed) = &prepared.planner {
                 listed.confirm(&prepared.name, n, outcome)?;
             }
-            let verdict = oracle::judge(outcome, &prepared.history, &self.request.promises);
+            let verdict = oracle::judge(outcome, &prepared.history, &self.request.asked.promises);
             let mut record = Record::new(n, index, outcome, &verdict);
             record.evidence = self.keep(index, outcome, &verdict)?;
             if keep {

@@ -32,7 +32,8 @@ fn sweep(
     injector: &mut dyn Injector,
     mut each: impl FnMut(&mut dyn Injector, &Fault, &Outcome),
 ) -> u64 {
-    let mut agenda = Agenda::Swept(vec![Front::new(0, sweep.clone(), None)]);
+    let mut agenda =
+        Agenda::Swept(vec![Front::new(0, sweep.clone(), None, crashtest::shard::Shard::default())]);
     let mut struck = 0;
     while let Some(range) = agenda.next(1) {
         for n in range.numbers() {

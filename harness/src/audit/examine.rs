@@ -50,8 +50,9 @@ pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Aud
         request(&cli::Run { scenario: "sigkill".to_owned(), images_max: None, ..wanted.clone() })?;
     let (name, subject) = &request.subjects[0];
     let lab = Lab::new(options.dir.as_deref())?;
-    let planner =
-        |sites| Planner::new(request.seed, 0, FaultKind::Kill, request.granularity, sites);
+    let planner = |sites| {
+        Planner::new(request.asked.seed, 0, FaultKind::Kill, request.asked.granularity, sites)
+    };
     let prepared = prepare::prepare(name, subject, &lab, FaultKind::Kill, planner)?;
     let located = located(subject, &prepared, &lab)?;
     let facts = Facts {
@@ -79,7 +80,7 @@ fn made(request: &Request, all: &[&Report]) -> Made {
     Made {
         crashtest: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: kernel(),
-        seed: request.seed,
+        seed: request.asked.seed,
         command_line: request.command_line.clone(),
         trials: all.iter().flat_map(|r| &r.subjects).map(|row| row.tally.trials()).sum(),
         elapsed_ms: all.iter().map(|report| report.elapsed_ms).sum(),

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exhaustive::Exhausted;
 use crate::exit_status::ExitStatus;
 use crate::fault::{Nature, Place};
 use crate::plan::Seed;
 use crate::scenario::{Expectation, Surprise};
+use crate::shard::Shard;
 use crate::tally::{Interval, Tally};
 use crate::verdict::{Promise, ViolationKind};
 
 pub mod all;
+pub mod next;
 pub mod power;
 pub mod replay;
 pub mod table;
@@ -30,6 +31,16 @@ pub struct Report {
     pub crashtest: String,
     /// The name of the scenario.
     pub scenario: String,
+    /// The name of the plan: the same for runs with the same trials.
+    pub plan: String,
+    /// Which part of the run this is.
+    #[serde(default)]
+    pub shard: Shard,
+    /// Of how many parts it was put together, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged: Option<u32>,
+    /// A hash of the kept outcomes, as long as they are not changed.
+    pub checksum: String,
     /// The seed.
     pub seed: Seed,
     /// The command line.
@@ -122,19 +133,6 @@ pub struct KeptLine {
 }
 
 impl Row {
-    /// Counts all derived states instead of those that were really made; what only these can show
-    /// (recovery, the user's own checks) stays.
-    pub fn exhaust(&mut self, exhausted: Exhausted) {
-        let confirmed = std::mem::replace(&mut self.tally, exhausted.tally);
-        self.derived =
-            Some(DerivedKills { states: exhausted.states, confirmed: confirmed.judged() });
-        self.interval = self.tally.interval();
-        for (promise, count) in confirmed.broken {
-            self.tally.broken.entry(promise).or_insert(count);
-        }
-        self.tally.leftovers = confirmed.leftovers;
-    }
-
     /// Where this differs from what was expected.
     #[must_use]
     pub fn surprises(&self, promises: &BTreeSet<Promise>) -> Vec<Surprise> {
@@ -176,7 +174,8 @@ impl Report {
             return ExitStatus::Interrupted;
         }
         let nothing = |row: &Row| row.tally.judged() == 0 || row.is_unclear();
-        if self.subjects.iter().any(nothing) {
+        // Of a part it can't be said what the whole will show.
+        if self.shard.is_whole() && self.subjects.iter().any(nothing) {
             return ExitStatus::NothingStruck;
         }
         let surprised = |row: &Row| !row.surprises(&self.promises).is_empty();

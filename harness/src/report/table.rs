@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::{DerivedKills, MODEL, Report, Row, Swept};
+use super::{DerivedKills, Report, Row, Swept, next};
 use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
 use crate::sweep::EXACT;
@@ -18,8 +18,7 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
     let mut text = String::new();
     if report.subjects.iter().any(|row| !row.cells.is_empty()) {
         super::power::render(report, width, &mut text);
-        text += &conclusion(report);
-        text.push('\n');
+        let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
         return text;
     }
     // Writing to a string can't fail.
@@ -47,7 +46,7 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
         }
     }
     replay_lines(report, &mut text);
-    let _ = writeln!(text, "{}", conclusion(report));
+    let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
     text
 }
 
@@ -314,31 +313,16 @@ pub(super) fn called(report: &Report) -> &str {
     report.command_line.first().map_or("crashtest", String::as_str)
 }
 
-fn conclusion(report: &Report) -> String {
-    let trials: u64 = report.subjects.iter().map(|row| row.tally.trials()).sum();
+/// How the run went, which is another on each machine.
+#[must_use]
+pub fn how(report: &Report) -> String {
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let rate = report.trials_now as f64 * 1000.0 / report.elapsed_ms.max(1) as f64;
-    let on_disk = report.subjects.iter().flat_map(|row| &row.cells).any(|cell| cell.disk.is_some());
-    let what = match report.file_system == MODEL {
-        true => "crash states",
-        false if on_disk => "disk images",
-        false => "trials",
-    };
-    let mut text = format!(
-        "{trials} {what}, {rate:.0} a second on {} worker{}, seed {}, results in {}",
+    format!(
+        "{rate:.0} {} a second on {} worker{}, results in {}",
+        next::counted(report),
         report.jobs,
         if report.jobs == 1 { "" } else { "s" },
-        report.seed.0,
         report.directory
-    );
-    if !report.complete {
-        let name = report.directory.rsplit('/').next().unwrap_or_default();
-        let command = called(report);
-        let _ = write!(
-            text,
-            "\ninterrupted: go on with `{command} run --resume {name}{}`",
-            place(report)
-        );
-    }
-    text
+    )
 }

@@ -1,0 +1,202 @@
+//! Parts of a run, for many machines: which trials are whose.
+//!
+//! Nobody hands out work: each part takes every nth trial by its number, which follows from the plan alone.
+//! So parts are even, do not overlap, and together are the run that one machine would make.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// One of so many parts of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Shard {
+    /// Which one, from 0.
+    index: u32,
+    /// Of how many.
+    of: u32,
+}
+
+/// The most parts of a run.
+pub const SHARDS_MAX: u32 = 100_000;
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { index: 0, of: 1 }
+    }
+}
+
+impl Shard {
+    /// The part at `index`, from 0, of so many; none if there is no such part.
+    #[must_use]
+    pub fn new(index: u32, of: u32) -> Option<Self> {
+        (index < of && of <= SHARDS_MAX).then_some(Self { index, of })
+    }
+
+    /// Of how many parts this is one.
+    #[must_use]
+    pub fn of(self) -> u32 {
+        self.of
+    }
+
+    /// Its place among them, from 0.
+    #[must_use]
+    pub fn index(self) -> u32 {
+        self.index
+    }
+
+    /// Whether it is all there is.
+    #[must_use]
+    pub fn is_whole(self) -> bool {
+        self.of == 1
+    }
+
+    /// The first number from `from` on that is this part's.
+    #[must_use]
+    pub fn next_from(self, from: u64) -> u64 {
+        let (index, of) = (u64::from(self.index), u64::from(self.of));
+        from + (index + of - from % of) % of
+    }
+
+    /// Whether a number is this part's.
+    #[must_use]
+    pub fn owns(self, n: u64) -> bool {
+        n % u64::from(self.of) == u64::from(self.index)
+    }
+}
+
+/// As people count: the first of three is 1/3.
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index + 1, self.of)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::usage(format!("`{text}` is no shard"))
+                .help("write I/N, such as 1/16 for the first of sixteen; they are counted from 1")
+        };
+        let (index, of) = text.split_once('/').ok_or_else(wrong)?;
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
+        let (index, of) = (number(index)?, number(of)?);
+        index.checked_sub(1).and_then(|index| Self::new(index, of)).ok_or_else(wrong)
+    }
+}
+
+/// Where a part is named, and which one it is.
+pub type Named = (String, Shard);
+
+/// What the environment says, if it says that this is a part of a run. `get` reads a variable of it.
+///
+/// `CRASHTEST_SHARD` has `I/N`. `TEST_SHARD_INDEX` and `TEST_TOTAL_SHARDS` are Bazel's, the others those
+/// of a job array of Slurm and of an indexed job of Kubernetes, of which the latter does not tell how many
+/// there are: `CRASHTEST_SHARDS` does.
+pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Option<Named>> {
+    if let Some(text) = get("CRASHTEST_SHARD") {
+        return Ok(Some(("CRASHTEST_SHARD".to_owned(), text.parse()?)));
+    }
+    let schedulers = [
+        ("TEST_SHARD_INDEX", None, "TEST_TOTAL_SHARDS"),
+        ("SLURM_ARRAY_TASK_ID", Some("SLURM_ARRAY_TASK_MIN"), "SLURM_ARRAY_TASK_COUNT"),
+        ("JOB_COMPLETION_INDEX", None, "CRASHTEST_SHARDS"),
+    ];
+    for (index_name, first_name, count_name) in schedulers {
+        let Some(index) = get(index_name) else { continue };
+        let wrong = |what: String| {
+            Error::usage(what).help(format!(
+                "{index_name} says that this is one of several jobs: give --shard I/N, or --shard 1/1 for a \
+                 run of its own"
+            ))
+        };
+        let number = |name: &str, text: &str| {
+            let wrong = |_| wrong(format!("{name} is `{text}`, which is no number"));
+            text.trim().parse::<u32>().map_err(wrong)
+        };
+        let count = get(count_name).ok_or_else(|| wrong(format!("{count_name} is not set")))?;
+        let (index, count) = (number(index_name, &index)?, number(count_name, &count)?);
+        let first = match first_name.and_then(|name| Some((name, get(name)?))) {
+            Some((name, text)) => number(name, &text)?,
+            None => 0,
+        };
+        let step = get("SLURM_ARRAY_TASK_STEP").filter(|_| first_name.is_some());
+        let step = step.and_then(|step| step.parse::<u32>().ok()).unwrap_or(1).max(1);
+        let shard = index.checked_sub(first).and_then(|past| Shard::new(past / step, count));
+        let what = format!("{index_name} is {index}, but there are {count} shards by {count_name}");
+        return Ok(Some((index_name.to_owned(), shard.ok_or_else(|| wrong(what))?)));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(variables: &[(&str, &str)]) -> Result<Option<String>> {
+        let get = |name: &str| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
+        Ok(from_environment(get)?.map(|(_, shard)| shard.to_string()))
+    }
+
+    #[test]
+    fn every_number_has_one_owner_and_parts_are_even() {
+        for of in [1, 2, 3, 16] {
+            let shards: Vec<_> = (0..of).filter_map(|index| Shard::new(index, of)).collect();
+            assert_eq!(shards.len(), of as usize);
+            for n in 0..100 {
+                assert_eq!(shards.iter().filter(|shard| shard.owns(n)).count(), 1);
+            }
+            for shard in shards {
+                let owned = (0..1000).filter(|n| shard.owns(*n)).count();
+                assert!(owned.abs_diff(1000 / of as usize) <= 1);
+                let next = |from| (from..).find(|n| shard.owns(*n)).unwrap();
+                assert!((0..50).all(|from| shard.next_from(from) == next(from)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_shard_is_written_as_people_count() {
+        assert_eq!("1/16".parse::<Shard>().unwrap(), Shard { index: 0, of: 16 });
+        assert_eq!("16/16".parse::<Shard>().unwrap().to_string(), "16/16");
+        for wrong in ["", "0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/2/3", "1/4000000000"] {
+            assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn schedulers_tell_which_part_this_is() {
+        assert_eq!(told(&[]).unwrap(), None);
+        let bazel = [("TEST_SHARD_INDEX", "2"), ("TEST_TOTAL_SHARDS", "5")];
+        assert_eq!(told(&bazel).unwrap().as_deref(), Some("3/5"));
+        let slurm = [
+            ("SLURM_ARRAY_TASK_ID", "10"),
+            ("SLURM_ARRAY_TASK_COUNT", "4"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_STEP", "3"),
+        ];
+        assert_eq!(told(&slurm).unwrap().as_deref(), Some("4/4"));
+        let from_0 = [("SLURM_ARRAY_TASK_ID", "0"), ("SLURM_ARRAY_TASK_COUNT", "4")];
+        assert_eq!(told(&from_0).unwrap().as_deref(), Some("1/4"));
+        let kubernetes = [("JOB_COMPLETION_INDEX", "3"), ("CRASHTEST_SHARDS", "4")];
+        assert_eq!(told(&kubernetes).unwrap().as_deref(), Some("4/4"));
+        let all: Vec<_> = [("CRASHTEST_SHARD", "7/8")].into_iter().chain(bazel).collect();
+        assert_eq!(told(&all).unwrap().as_deref(), Some("7/8"));
+    }
+
+    #[test]
+    fn what_makes_no_shard_is_an_error_and_not_a_whole_run() {
+        let why = |variables: &[(&str, &str)]| told(variables).unwrap_err().to_string();
+        assert!(why(&[("JOB_COMPLETION_INDEX", "3")]).contains("CRASHTEST_SHARDS is not set"));
+        let past = [("TEST_SHARD_INDEX", "5"), ("TEST_TOTAL_SHARDS", "5")];
+        assert!(why(&past).contains("--shard 1/1"));
+        let word = [("SLURM_ARRAY_TASK_ID", "x"), ("SLURM_ARRAY_TASK_COUNT", "4")];
+        assert!(why(&word).contains("no number"));
+    }
+}

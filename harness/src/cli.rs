@@ -31,6 +31,8 @@ pub enum Command {
     Report(Box<Report>),
     /// Put the shards of a run together
     Merge(Merge),
+    /// Run the usual scenarios on a program, and say in a few lines what is wrong and what to do; for tests
+    Check(Box<Check>),
     /// Run every scenario on a program, and write down what an auditor would
     Audit(Box<Audit>),
     /// Record one run of a program in a file, and print what it did
@@ -71,6 +73,9 @@ pub struct Run {
     /// many as it needs]
     #[arg(long, value_name = "N")]
     pub trials: Option<u64>,
+    /// The same where places are drawn, for whoever runs several scenarios
+    #[arg(skip)]
+    pub drawn: Option<u64>,
     /// Where faults may strike [default: the scenario's]
     #[arg(long, value_enum)]
     pub granularity: Option<Granularity>,
@@ -198,15 +203,28 @@ pub struct Audit {
     /// Print it as JSON instead of Markdown
     #[arg(long)]
     pub json: bool,
-    /// Only these scenarios, separated by commas [default: all that this machine can run]
+    /// What is run
+    #[command(flatten)]
+    pub examined: Examined,
+}
+
+/// What `audit` and `check` run, and on what.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Examined {
+    /// Only these scenarios, separated by commas [default: of an audit, all that this machine can run; of a
+    /// check, sigkill, errno, enospc and poweroff]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub scenario: Vec<String>,
-    /// What draws everything that is drawn [default: a new one, which is printed]
+    /// What draws everything that is drawn [default: of an audit, a new one, which is printed; of a check, 1]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Trials in each scenario that has no end by itself [default: the scenario's]
+    /// Trials in each scenario that has no end by itself, the most of one that has [default: of an audit, the
+    /// scenario's; of a check, 100, and all of a sweep]
     #[arg(long, value_name = "N")]
     pub trials: Option<u64>,
+    /// Trials where places are drawn, unless that is said
+    #[arg(skip)]
+    pub drawn: Option<u64>,
     /// How many images of each real file system, about
     #[arg(long, value_name = "N")]
     pub images_max: Option<u64>,
@@ -228,6 +246,20 @@ pub struct Audit {
     /// The program, with its arguments; `{dir}` stands for the trial directory
     #[arg(last = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
+}
+
+/// `crashtest check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Fail on risks of medium level too, such as a save that is acknowledged before it is on disk
+    #[arg(long)]
+    pub strict: bool,
+    /// Print the whole audit as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// What is run
+    #[command(flatten)]
+    pub examined: Examined,
 }
 
 /// `crashtest report`.

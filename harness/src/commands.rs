@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
 use crate::all::{self, ALL, All, One};
-use crate::audit::{Status, examine, render};
+use crate::audit::{Status, brief, examine, render};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
@@ -34,6 +34,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
         cli::Command::Run(options) => run(&options),
         cli::Command::Report(options) => report_again(&options),
         cli::Command::Merge(options) => merge_parts(&options),
+        cli::Command::Check(options) => check(&options),
         cli::Command::Audit(options) => audit(&options),
         cli::Command::Record(options) => record(&options),
         cli::Command::Timeline(options) => print(&shown(&Recording::read(&options.file)?)?),
@@ -156,7 +157,7 @@ fn json(what: &impl serde::Serialize) -> Result<()> {
 
 fn audit(options: &cli::Audit) -> Result<ExitStatus> {
     signals::catch_interrupts().context("catch Ctrl-C")?;
-    if options.program.is_empty() && options.strategy.is_none() {
+    if options.examined.program.is_empty() && options.strategy.is_none() {
         let Some(source) = &options.source else {
             return Err(Error::usage("there is nothing to audit")
                 .help("give a program after --, or --strategy NAME, or --source DIR"));
@@ -165,7 +166,7 @@ fn audit(options: &cli::Audit) -> Result<ExitStatus> {
         return print(&render::only_hints(&hints, source));
     }
     let tell = |request: &Request| {
-        if !options.quiet {
+        if !options.examined.quiet {
             eprintln!("{}", beginning(request));
         }
     };
@@ -185,6 +186,36 @@ fn audit(options: &cli::Audit) -> Result<ExitStatus> {
         Status::Fail => ExitStatus::Unexpected,
         Status::Pass | Status::Warn => ExitStatus::AsExpected,
     })
+}
+
+/// What `check` runs unless it is told: what needs nothing but the program.
+const CHECKED: [&str; 4] = ["sigkill", "errno", "enospc", "poweroff"];
+
+/// How often it kills, unless it is told: a test must not take long.
+const CHECKED_TRIALS: u64 = 100;
+
+fn check(options: &cli::Check) -> Result<ExitStatus> {
+    signals::catch_interrupts().context("catch Ctrl-C")?;
+    let mut examined = options.examined.clone();
+    if examined.program.is_empty() {
+        return Err(Error::usage("there is nothing to check").help("give a program after --"));
+    }
+    if examined.scenario.is_empty() {
+        examined.scenario = CHECKED.map(str::to_owned).into();
+    }
+    examined.seed.get_or_insert(1);
+    examined.drawn = Some(CHECKED_TRIALS);
+    let tell = |request: &Request| {
+        if !examined.quiet {
+            eprintln!("{}", beginning(request));
+        }
+    };
+    let audit = examine::examine(&examined, Vec::new(), false, &mut { tell })?;
+    match options.json {
+        true => json(&audit)?,
+        false => print(&brief::text(&audit)).map(|_| ())?,
+    }
+    Ok(brief::status(&audit, options.strict))
 }
 
 fn record(options: &cli::Record) -> Result<ExitStatus> {

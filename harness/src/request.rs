@@ -99,28 +99,13 @@ fn shard(options: &cli::Run, fault: FaultKind) -> Result<Shard> {
         Some(shard) => Some(("--shard".to_owned(), shard)),
         None => shard::from_environment(|name| std::env::var(name).ok())?,
     };
-    let Some((name, shard)) = named else { return Ok(Shard::default()) };
-    if let Some(file) =
-        std::env::var_os("TEST_SHARD_STATUS_FILE").filter(|_| name.starts_with("TEST_"))
-    {
-        // So Bazel learns that each part does its part only.
-        std::fs::write(file, "").context("tell that shards are known")?;
-    }
-    if !shard.is_whole() && options.seed.is_none() {
-        return Err(Error::usage(format!("this is shard {shard} by {name}, and no seed is given"))
-            .help(
-                "all shards of a run need the same: give --seed N; --shard 1/1 is a run of its own",
-            ));
-    }
-    if !shard.is_whole() && fault.is_swept() && options.trials.is_some() {
-        return Err(Error::usage("a sweep that is cut short can't be shared out")
-            .help("leave out --trials: the shards of a sweep share all that there is"));
-    }
-    if !shard.is_whole() && options.timing {
-        return Err(Error::usage("--timing can't be shared out")
-            .help("how long a run takes is another on each machine: run each with --shard 1/1"));
-    }
-    Ok(shard)
+    let Some(named) = named else { return Ok(Shard::default()) };
+    let told = shard::Told {
+        seed: options.seed.is_some(),
+        cut_short: fault.is_swept() && options.trials.is_some(),
+        timed: options.timing,
+    };
+    shard::check(&named, told)
 }
 
 /// What is tested: its name in tables, and the promises that are judged.
@@ -219,7 +204,8 @@ fn trials(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<O
         Some(trials) if !sweeps && !options.program.is_empty() => Some(trials.min(PROGRAM_TRIALS)),
         other => other,
     };
-    let trials = options.trials.or(usual);
+    let drawn = options.drawn.filter(|_| fault.is_drawn());
+    let trials = options.trials.or(drawn).or(usual);
     let Some(trials) = trials else { return Ok(None) };
     if trials > TRIALS_MAX {
         return Err(Error::usage(format!("{trials} trials are too many"))

@@ -133,6 +133,36 @@ pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Option<N
     Ok(None)
 }
 
+/// What a run is told besides.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Whether its seed is given.
+    pub seed: bool,
+    /// Whether it is a sweep that ends after so many trials.
+    pub cut_short: bool,
+    /// Whether it strikes after a random time.
+    pub timed: bool,
+}
+
+/// Refuses what can't be done in parts.
+pub fn check((name, shard): &Named, told: Told) -> Result<Shard> {
+    if !shard.is_whole() && !told.seed {
+        return Err(Error::usage(format!("this is shard {shard} by {name}, and no seed is given"))
+            .help(
+                "all shards of a run need the same: give --seed N; --shard 1/1 is a run of its own",
+            ));
+    }
+    if !shard.is_whole() && told.cut_short {
+        return Err(Error::usage("a sweep that is cut short can't be shared out")
+            .help("leave out --trials: the shards of a sweep share all that there is"));
+    }
+    if !shard.is_whole() && told.timed {
+        return Err(Error::usage("--timing can't be shared out")
+            .help("how long a run takes is another on each machine: run each with --shard 1/1"));
+    }
+    Ok(*shard)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,15 +31,26 @@ const RECOMMENDED: &str = "managed";
 
 /// Audits what the command line names; `tell` hears of each scenario before it begins.
 pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Audit> {
-    let mut wanted = wanted(options)?;
     let hints = options.source.as_deref().map(source::look).transpose()?.unwrap_or_default();
+    let strategy = options.strategy.clone().into_iter().collect();
+    Ok(Audit { hints, ..examine(&options.examined, strategy, true, tell)? })
+}
+
+/// Examines a program, or a strategy; and, to be compared with it, the one that is recommended.
+pub fn examine(
+    options: &cli::Examined,
+    strategy: Vec<String>,
+    compare: bool,
+    tell: &mut dyn FnMut(&Request),
+) -> Result<Audit> {
+    let mut wanted = wanted(options, strategy)?;
     // The strategy is another row of the same runs; of a program it takes runs of its own.
     let of_program = wanted.strategy.is_empty();
     if !of_program && wanted.strategy != [RECOMMENDED] {
         wanted.strategy.push(RECOMMENDED.to_owned());
     }
     let before = all::run(&wanted, &options.scenario, tell)?;
-    let after = match of_program {
+    let after = match of_program && compare {
         true => Some(all::run(&recommended(&wanted), &options.scenario, tell)?),
         false => None,
     };
@@ -72,8 +83,7 @@ pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Aud
     let after = after.as_ref();
     let all = before.reports().chain(after.into_iter().flat_map(All::reports));
     let made = made(&request, &all.collect::<Vec<_>>());
-    let audit = document(&facts, &prepared, (language, made), after.unwrap_or(&before))?;
-    Ok(Audit { hints, ..audit })
+    document(&facts, &prepared, (language, made), after.unwrap_or(&before))
 }
 
 fn made(request: &Request, all: &[&Report]) -> Made {
@@ -88,12 +98,13 @@ fn made(request: &Request, all: &[&Report]) -> Made {
 }
 
 /// The options of the runs.
-fn wanted(options: &cli::Audit) -> Result<cli::Run> {
+fn wanted(options: &cli::Examined, strategy: Vec<String>) -> Result<cli::Run> {
     Ok(cli::Run {
         scenario: ALL.to_owned(),
-        strategy: options.strategy.clone().into_iter().collect(),
+        strategy,
         seed: Some(options.seed.map_or_else(new_seed, Ok)?),
         trials: options.trials,
+        drawn: options.drawn,
         images_max: options.images_max,
         jobs: options.jobs,
         dir: options.dir.clone(),

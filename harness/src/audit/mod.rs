@@ -15,6 +15,7 @@ use crate::source::Hint;
 
 pub mod advice;
 pub mod areas;
+pub mod brief;
 pub mod examine;
 pub mod facts;
 pub mod language;

@@ -1,0 +1,86 @@
+//! The audit in a few lines: what a test says when it fails.
+
+use std::fmt::Write;
+
+use super::{Audit, Finding, Outcome, Status};
+use crate::exit_status::ExitStatus;
+
+/// What is wrong with the program, where, and what to do; or that nothing is.
+#[must_use]
+pub fn text(audit: &Audit) -> String {
+    let mut text = String::new();
+    // Writing to a string can't fail.
+    let _ = lines(audit, &mut text);
+    text
+}
+
+/// With which status a check ends.
+#[must_use]
+pub fn status(audit: &Audit, strict: bool) -> ExitStatus {
+    match audit.status {
+        Status::Fail => ExitStatus::Unexpected,
+        // Of what was not run, or says nothing, it is not known that it is right.
+        Status::Warn if audit.risk.is_none() => ExitStatus::MachineLacks,
+        Status::Warn if strict => ExitStatus::Unexpected,
+        Status::Warn | Status::Pass => ExitStatus::AsExpected,
+    }
+}
+
+fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
+    let (files, made) = (audit.saves.files.join(", "), &audit.made);
+    let scenarios: Vec<_> = audit.scenarios.iter().map(|one| one.scenario.as_str()).collect();
+    writeln!(
+        text,
+        "{}: {} {} in {} trials and crash states of {}, seed {}",
+        audit.status.name(),
+        audit.subject,
+        match audit.status {
+            Status::Fail => format!("loses {files}"),
+            Status::Warn => format!("saves {files} with a risk"),
+            Status::Pass => format!("kept {files}"),
+        },
+        made.trials,
+        scenarios.join(", "),
+        made.seed.0
+    )?;
+    let findings = || audit.areas.iter().flat_map(|area| &area.findings);
+    let wrong = |finding: &&Finding| {
+        finding.example.is_some() && matches!(finding.outcome, Outcome::Failed | Outcome::Warned)
+    };
+    for finding in findings().filter(wrong) {
+        one(finding, text)?;
+    }
+    if audit.risk.is_none() && audit.status != Status::Pass {
+        writeln!(text, "{}", audit.rule)?;
+    }
+    let first = audit.recommendations.iter().find(|one| one.priority.is_some());
+    if let Some(first) = first {
+        writeln!(text, "\nWhat to do: {}", first.what)?;
+        for place in &first.places {
+            writeln!(text, "  at {place}")?;
+        }
+        if let Some(code) = &first.code {
+            writeln!(text, "For example:\n")?;
+            for line in code.text.lines() {
+                writeln!(text, "    {line}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(finding: &Finding, text: &mut String) -> std::fmt::Result {
+    let Some(example) = &finding.example else { return Ok(()) };
+    writeln!(text, "\n- {}", finding.text)?;
+    writeln!(text, "  left:   {} ({})", example.detail, example.fault)?;
+    if let Some(why) = &example.why {
+        writeln!(text, "  why:    {why}")?;
+    }
+    if let Some(place) = &example.place {
+        writeln!(text, "  where:  {place}")?;
+    }
+    for remedy in &finding.remedies {
+        writeln!(text, "  remedy: {remedy}")?;
+    }
+    writeln!(text, "  again:  {}", example.replay)
+}

@@ -1,6 +1,6 @@
 //! `--scenario all`: every scenario that this machine can run, one after the other, in one table.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cli;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub const ALL: &str = "all";
 const STRATEGIES: [&str; 3] = ["unsafe", "atomic", "managed"];
 
 /// One scenario of all.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum One {
     /// It was run.
@@ -28,7 +28,7 @@ pub enum One {
 }
 
 /// All scenarios, by name, in the order in which they were run.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct All {
     /// What came of each.
     pub scenarios: Vec<(String, One)>,

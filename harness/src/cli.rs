@@ -31,6 +31,8 @@ pub enum Command {
     Report(Box<Report>),
     /// Put the shards of a run together
     Merge(Merge),
+    /// Compare two reports: what got worse
+    Compare(Compare),
     /// Run the usual scenarios on a program, and say in a few lines what is wrong and what to do; for tests
     Check(Box<Check>),
     /// Run every scenario on a program, and write down what an auditor would
@@ -167,6 +169,9 @@ pub struct Run {
     /// Print the report as JSON instead of the table
     #[arg(long)]
     pub json: bool,
+    /// Other forms of the report
+    #[command(flatten)]
+    pub formats: Formats,
     /// Print nothing but the result
     #[arg(long, short)]
     pub quiet: bool,
@@ -271,6 +276,9 @@ pub struct Report {
     /// Print the report as JSON instead of the table
     #[arg(long)]
     pub json: bool,
+    /// Other forms of the report
+    #[command(flatten)]
+    pub formats: Formats,
     /// Where results are kept
     #[command(flatten)]
     pub results: Results,
@@ -288,7 +296,28 @@ pub struct Merge {
     /// Print the report as JSON instead of the table
     #[arg(long)]
     pub json: bool,
+    /// Other forms of the report
+    #[command(flatten)]
+    pub formats: Formats,
     /// Where the whole run is kept, and where shards are looked for by name
+    #[command(flatten)]
+    pub results: Results,
+}
+
+/// `crashtest compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// The earlier report: what --json printed, or the name or the directory of a run
+    pub before: String,
+    /// The later one
+    pub after: String,
+    /// How often chance may look like something that got worse, in all comparisons together
+    #[arg(long, value_name = "P", default_value_t = crate::compare::ALPHA)]
+    pub alpha: f64,
+    /// Print the comparison as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where results are kept
     #[command(flatten)]
     pub results: Results,
 }
@@ -382,6 +411,28 @@ pub struct About {
     /// How many acks end a run that does not end by itself [default: 10]
     #[arg(long, value_name = "N", requires = "ack")]
     pub acks: Option<u64>,
+}
+
+/// Other forms of a report.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Reports")]
+pub struct Formats {
+    /// Write the report there as one HTML file that needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the report there as JUnit XML: a suite per scenario, a case per strategy
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Append the report there as Markdown, at most 900 KiB, as for a job's summary
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Print what is not as expected as annotations of GitHub Actions, at most 10, and append the Markdown to
+    /// the job's summary
+    #[arg(long)]
+    pub github: bool,
+    /// Compare with an earlier report (what --json printed, or a run): only what got worse is a failure then
+    #[arg(long, value_name = "FILE|RUN")]
+    pub baseline: Option<String>,
 }
 
 /// Where results are kept.

@@ -1,30 +1,28 @@
 //! From the command line to what it asks for.
 
-use std::io::{IsTerminal, Write};
-
 use clap::CommandFactory;
 use crashtest_targets::Strategy;
 
-use crate::all::{self, ALL, All, One};
+use crate::all::{self, ALL};
 use crate::audit::{Status, brief, examine, render};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
-use crate::merge;
 use crate::os::signals;
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
 use crate::prepare;
 use crate::recording::Recording;
 use crate::replay;
+use crate::report;
 use crate::report::timeline;
-use crate::report::{self, table};
 use crate::request::{command, command_name, request};
-use crate::results::{self, RunDirectory};
+use crate::results;
 use crate::run::{self, Request};
 use crate::scenario::{EMBEDDED, Scenario};
+use crate::showing::{self, json, print};
 use crate::source;
 use std::sync::Arc;
 
@@ -32,8 +30,9 @@ use std::sync::Arc;
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     match cli.command {
         cli::Command::Run(options) => run(&options),
-        cli::Command::Report(options) => report_again(&options),
-        cli::Command::Merge(options) => merge_parts(&options),
+        cli::Command::Report(options) => showing::report(&options),
+        cli::Command::Merge(options) => showing::merge(&options),
+        cli::Command::Compare(options) => showing::compare(&options),
         cli::Command::Check(options) => check(&options),
         cli::Command::Audit(options) => audit(&options),
         cli::Command::Record(options) => record(&options),
@@ -58,17 +57,6 @@ pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
     }
 }
 
-/// Prints to stdout; a reader that has gone away is no error.
-fn print(text: &str) -> Result<ExitStatus> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("write to stdout")
-        }
-        _ => Ok(ExitStatus::AsExpected),
-    }
-}
-
 fn run(options: &cli::Run) -> Result<ExitStatus> {
     signals::catch_interrupts().context("catch Ctrl-C")?;
     let quiet = options.quiet || options.json;
@@ -77,14 +65,16 @@ fn run(options: &cli::Run) -> Result<ExitStatus> {
             eprintln!("{}", beginning(request));
         }
     };
-    if options.scenario == ALL {
-        return show(&all::run(options, &[], &mut { tell })?, options.json);
-    }
-    let request = request(options)?;
-    tell(&request);
-    let report = run::run(&request)?;
-    let name = report.scenario.clone();
-    show(&All { scenarios: vec![(name, One::Ran(Box::new(report)))] }, options.json)
+    let baseline = showing::baseline(&options.formats, &options.results.root)?;
+    let all = match options.scenario == ALL {
+        true => all::run(options, &[], &mut { tell })?,
+        false => {
+            let request = request(options)?;
+            tell(&request);
+            showing::alone(run::run(&request)?)
+        }
+    };
+    showing::show(&all, &options.formats, options.json, baseline.as_ref())
 }
 
 /// What is about to be run.
@@ -105,54 +95,6 @@ fn beginning(request: &Request) -> String {
         },
         request.subjects.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
     )
-}
-
-fn report_again(options: &cli::Report) -> Result<ExitStatus> {
-    let mut all = All::default();
-    for name in &options.runs {
-        let report = merge::read(RunDirectory::open(&options.results.root, name)?)?;
-        all.scenarios.push((report.scenario.clone(), One::Ran(Box::new(report))));
-    }
-    show(&all, options.json)
-}
-
-fn merge_parts(options: &cli::Merge) -> Result<ExitStatus> {
-    let mut directories = Vec::new();
-    for name in &options.runs {
-        let inside = results::runs(std::path::Path::new(name));
-        match inside.is_empty() {
-            true => directories.push(RunDirectory::open(&options.results.root, name)?),
-            false => {
-                for run in inside {
-                    directories.push(RunDirectory::open(&run, ".")?);
-                }
-            }
-        }
-    }
-    let report = merge::merge(directories, &options.results.root, options.partial)?;
-    let name = report.scenario.clone();
-    show(&All { scenarios: vec![(name, One::Ran(Box::new(report)))] }, options.json)
-}
-
-/// Prints what was found; of one scenario as such.
-fn show(all: &All, as_json: bool) -> Result<ExitStatus> {
-    match (as_json, &all.scenarios[..]) {
-        (true, [(_, One::Ran(report))]) => json(&**report)?,
-        (true, _) => json(all)?,
-        (false, [(_, One::Ran(report))]) => {
-            print(&table::render(report, terminal_width()))?;
-            eprintln!("{}", table::how(report));
-        }
-        (false, _) => {
-            print(&report::all::render(all, terminal_width()))?;
-        }
-    }
-    Ok(all.status())
-}
-
-fn json(what: &impl serde::Serialize) -> Result<()> {
-    let json = serde_json::to_string_pretty(what).context("write the report")?;
-    print(&format!("{json}\n")).map(|_| ())
 }
 
 fn audit(options: &cli::Audit) -> Result<ExitStatus> {
@@ -248,16 +190,6 @@ fn replay(options: &cli::Replay) -> Result<ExitStatus> {
         print(&report::replay::render(&replayed))?;
     }
     Ok(if replayed.again { ExitStatus::AsExpected } else { ExitStatus::Unexpected })
-}
-
-fn terminal_width() -> Option<u16> {
-    let on_terminal = std::io::stdout().is_terminal();
-    on_terminal.then(|| indicatif_width().max(40))
-}
-
-/// The width of the terminal, in columns.
-fn indicatif_width() -> u16 {
-    std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(120)
 }
 
 fn list_text(list: &cli::List) -> String {

@@ -11,6 +11,7 @@ use crate::disk::plan::Cutting;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::plan::Granularity;
+use crate::power::profile::EMBEDDED as EMBEDDED_PROFILES;
 use crate::poweroff::Power;
 use crate::suggest;
 use crate::sweep::Reach;
@@ -186,7 +187,14 @@ impl Scenario {
                 .help("say how many trials of each subject there shall be"));
         }
         self.check_promises(&at("promises"))?;
+        let profiles = EMBEDDED_PROFILES.map(|(name, _)| name);
+        let known =
+            |name: &String| profiles.contains(&name.as_str()) || self.power.profiles.contains(name);
         for (name, expectation) in &self.expect {
+            if let Some(on) = expectation.on.keys().find(|on| !known(on)) {
+                let what = format!("{}: there is no profile `{on}`", at(&format!(".on.{on}")));
+                return Err(Error::usage(what).help(suggest::among(on, profiles)));
+            }
             if let Some(both) = expectation.keeps.intersection(&expectation.breaks).next() {
                 let place = at(&format!("[expect.{name}]"));
                 return Err(Error::usage(format!(
@@ -319,6 +327,17 @@ mod tests {
         let error = error_of("strategies = [\"unsafe\"", "strategies = [\"unsave\"");
         assert!(error.contains("there is no strategy `unsave`"), "{error}");
         assert!(error.contains("did you mean `unsafe`?"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_name_in_an_expectation_is_an_error() {
+        let (from, to) = ("[expect.unsafe]", "[expect.unsave]");
+        assert!(error_of(from, to).contains("did you mean `unsafe`?"));
+        let (from, to) = ("keeps = [\"atomic\", \"durable\"", "keeps = [\"atomic\", \"durabel\"");
+        assert!(error_of(from, to).contains("did you mean `durable`?"));
+        let error = error_of(from, "on.ext5.breaks = [\"durable\"]\nkeeps = [\"atomic\"");
+        assert!(error.contains("there is no profile `ext5`"), "{error}");
+        assert!(error.contains("did you mean `ext4`?"), "{error}");
     }
 
     #[test]

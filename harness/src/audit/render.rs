@@ -1,11 +1,12 @@
 //! The audit as a Markdown document.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 use std::path::Path;
 
 use super::risk::{Level, RULE};
 use super::{Area, Audit, Finding, Outcome, Rate, Recommendation};
 use crate::inject::checks::quoted;
+use crate::markdown::{cell, code, plain};
 use crate::source::Hint;
 
 /// Renders it.
@@ -288,35 +289,4 @@ fn sentence(text: &str) -> String {
         whole.push('.');
     }
     whole
-}
-
-/// What a program has said or is called, in one line, and nothing in it means anything.
-fn plain(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let special = |c: char| matches!(c, '<' | '>' | '*' | '`' | '|' | '\\');
-    let mut plain = String::new();
-    for c in line.chars() {
-        if special(c) {
-            plain.push('\\');
-        }
-        plain.push(c);
-    }
-    plain
-}
-
-/// As code, in one line.
-fn code(what: &impl Display) -> String {
-    let text = what.to_string().replace(['\n', '\r'], " ");
-    // More marks than stand together in it.
-    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    let marks = "`".repeat(longest + 1);
-    match longest {
-        0 => format!("{marks}{text}{marks}"),
-        _ => format!("{marks} {text} {marks}"),
-    }
-}
-
-/// Inside of a table.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
 }

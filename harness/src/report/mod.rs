@@ -13,9 +13,13 @@ use crate::tally::{Interval, Tally};
 use crate::verdict::{Promise, ViolationKind};
 
 pub mod all;
+pub mod github;
+pub mod judged;
+pub mod junit;
 pub mod next;
 pub mod power;
 pub mod replay;
+pub mod summary;
 pub mod table;
 pub mod timeline;
 

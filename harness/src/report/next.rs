@@ -77,7 +77,8 @@ fn first_surprise(report: &Report) -> Option<(&str, Surprise, Option<&str>)> {
 }
 
 /// A violation of a promise that can be replayed; of another one if there is none of it.
-pub(super) fn example(row: &Row, promise: Promise) -> Option<&str> {
+#[must_use]
+pub fn example(row: &Row, promise: Promise) -> Option<&str> {
     let kept = row.examples();
     let breaks = |kind: &&ViolationKind| kind.promise() == promise;
     let of_promise = kept.keys().find(breaks).and_then(|kind| kept.get(kind)).map(|line| &line.id);

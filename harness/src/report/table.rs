@@ -300,7 +300,8 @@ fn replay_lines(report: &Report, text: &mut String) {
 }
 
 /// Where the results are, as an option, unless they are in the usual place.
-pub(super) fn place(report: &Report) -> String {
+#[must_use]
+pub fn place(report: &Report) -> String {
     let parent = std::path::Path::new(&report.directory).parent();
     match parent.map(|parent| parent.display().to_string()) {
         Some(parent) if parent != DEFAULT_ROOT => format!(" --results {parent}"),
@@ -309,7 +310,8 @@ pub(super) fn place(report: &Report) -> String {
 }
 
 /// What the user calls the command by.
-pub(super) fn called(report: &Report) -> &str {
+#[must_use]
+pub fn called(report: &Report) -> &str {
     report.command_line.first().map_or("crashtest", String::as_str)
 }
 

@@ -230,6 +230,9 @@ pub struct Examined {
     /// Trials where places are drawn, unless that is said
     #[arg(skip)]
     pub drawn: Option<u64>,
+    /// The scenarios that are run, as far as this machine can, if none is named
+    #[arg(skip)]
+    pub usual: Vec<String>,
     /// How many images of each real file system, about
     #[arg(long, value_name = "N")]
     pub images_max: Option<u64>,

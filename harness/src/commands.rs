@@ -142,9 +142,8 @@ fn check(options: &cli::Check) -> Result<ExitStatus> {
     if examined.program.is_empty() {
         return Err(Error::usage("there is nothing to check").help("give a program after --"));
     }
-    if examined.scenario.is_empty() {
-        examined.scenario = CHECKED.map(str::to_owned).into();
-    }
+    let usual = CHECKED.map(str::to_owned);
+    examined.usual = usual.into();
     examined.seed.get_or_insert(1);
     examined.drawn = Some(CHECKED_TRIALS);
     let tell = |request: &Request| {

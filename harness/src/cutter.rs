@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::Range;
+use crate::difference;
 use crate::disk::device::{Disk, Mounted, Unmounted, unexpected};
 use crate::disk::images::{Image, Images, images};
 use crate::disk::log::{DiskLog, SECTOR_BYTES, Tick};
@@ -412,6 +413,8 @@ impl<'a> Cutter<'a> {
             None => {
                 let mut kept = self.request.kept(unit.subject, outcome, &violations);
                 kept.explanation = Some(explanation.clone());
+                let history = &self.prepared[unit.subject].history;
+                kept.differences = difference::of(history, outcome.acks, &outcome.survivor);
                 if let Some(directory) = self.directory {
                     directory.keep(&kept, outcome)?;
                 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::agenda::Range;
+use crate::difference;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, PowerLoss, Struck};
 use crate::inject::{self, Injector, Left};
@@ -282,6 +283,8 @@ impl Case<'_> {
         let mut kept = self.request.kept(self.index, &outcome, &violations);
         kept.calls = Some(self.recording.calls());
         kept.explanation = Some(explanation.clone());
+        let history = &self.recording.history;
+        kept.differences = difference::of(history, outcome.acks, &outcome.survivor);
         directory.keep(&kept, &outcome)?;
         Ok(Finding {
             kind: first.kind,

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::assemble::{Found, Unit};
+use crate::difference::Difference;
 use crate::error::{Context, Error, Result};
 use crate::fault::Injection;
 use crate::outcome::{Content, Exit, Outcome, Step};
@@ -73,6 +74,9 @@ pub struct Kept {
     /// Why it broke, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Explanation>,
+    /// Where the state files differ from the version that they are most like.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
 }
 
 /// The directory of one run.
@@ -86,7 +90,7 @@ impl RunDirectory {
     /// not all of it.
     pub fn create(root: &Path, scenario: &str, shard: Shard) -> Result<Self> {
         let unwritable = |error: io::Error| {
-            Error::lacking(format!("cannot keep results in {}: {error}", root.display()))
+            Error::usage(format!("cannot keep results in {}: {error}", root.display()))
                 .help("name a writable directory with --results, or set CRASHTEST_RESULTS")
         };
         fs::create_dir_all(root).map_err(unwritable)?;

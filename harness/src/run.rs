@@ -447,6 +447,7 @@ impl Request {
             calls: None,
             seed: self.asked.seed.0,
             explanation: None,
+            differences: Vec::new(),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::compare::{self, Comparison};
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::merge;
-use crate::report::{self, Report, github, junit, summary, table};
+use crate::page;
+use crate::report::{self, Report, github, html, junit, summary, table};
 use crate::results::{self, RunDirectory, SCHEMA};
 
 /// Prints to stdout; a reader that has gone away is no error.
@@ -86,6 +87,10 @@ fn write(all: &All, formats: &cli::Formats) -> Result<()> {
     };
     if let Some(path) = &formats.junit {
         fs::write(path, junit::render(all)?).map_err(|error| unwritable(path, error))?;
+    }
+    if let Some(path) = &formats.html {
+        let page = html::render(&page::gather(all)?)?;
+        fs::write(path, page).map_err(|error| unwritable(path, error))?;
     }
     let mut summaries: Vec<PathBuf> = formats.markdown.clone().into_iter().collect();
     if formats.github {

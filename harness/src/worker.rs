@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::agenda::Range;
+use crate::difference;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, FaultKind, Nature, Place};
 use crate::inject::{self, Injector};
@@ -99,6 +100,8 @@ impl<'a> Worker<'a> {
         };
         let mut kept = self.request.kept(index, outcome, violations);
         (kept.reach, kept.steps) = (self.reach.clone(), steps);
+        let history = &self.prepared[index].history;
+        kept.differences = difference::of(history, outcome.acks, &outcome.survivor);
         self.directory.keep(&kept, outcome)?;
         Ok(Some(kept.id))
     }

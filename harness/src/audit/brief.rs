@@ -19,8 +19,8 @@ pub fn text(audit: &Audit) -> String {
 pub fn status(audit: &Audit, strict: bool) -> ExitStatus {
     match audit.status {
         Status::Fail => ExitStatus::Unexpected,
-        // Of what was not run, or says nothing, it is not known that it is right.
-        Status::Warn if audit.risk.is_none() => ExitStatus::MachineLacks,
+        // Of what says nothing it is not known that it is right.
+        Status::Warn if audit.risk.is_none() => ExitStatus::NothingStruck,
         Status::Warn if strict => ExitStatus::Unexpected,
         Status::Warn | Status::Pass => ExitStatus::AsExpected,
     }
@@ -28,7 +28,9 @@ pub fn status(audit: &Audit, strict: bool) -> ExitStatus {
 
 fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
     let (files, made) = (audit.saves.files.join(", "), &audit.made);
-    let scenarios: Vec<_> = audit.scenarios.iter().map(|one| one.scenario.as_str()).collect();
+    let ran = |name: &&str| audit.skipped.iter().all(|(skipped, _)| skipped != name);
+    let scenarios = audit.scenarios.iter().map(|one| one.scenario.as_str()).filter(ran);
+    let scenarios: Vec<_> = scenarios.collect();
     writeln!(
         text,
         "{}: {} {} in {} trials and crash states of {}, seed {}",
@@ -36,6 +38,7 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
         audit.subject,
         match audit.status {
             Status::Fail => format!("loses {files}"),
+            Status::Warn if audit.risk.is_none() => format!("can't be judged by {files}"),
             Status::Warn => format!("saves {files} with a risk"),
             Status::Pass => format!("kept {files}"),
         },
@@ -43,15 +46,19 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
         scenarios.join(", "),
         made.seed.0
     )?;
+    for (name, why) in &audit.skipped {
+        writeln!(text, "not run: {name}: {why}")?;
+    }
+    if audit.unclear {
+        writeln!(text, "note: {}", audit.rule)?;
+        audit.notes.iter().try_for_each(|note| writeln!(text, "note: {note}"))?;
+    }
     let findings = || audit.areas.iter().flat_map(|area| &area.findings);
     let wrong = |finding: &&Finding| {
         finding.example.is_some() && matches!(finding.outcome, Outcome::Failed | Outcome::Warned)
     };
     for finding in findings().filter(wrong) {
         one(finding, text)?;
-    }
-    if audit.risk.is_none() && audit.status != Status::Pass {
-        writeln!(text, "{}", audit.rule)?;
     }
     let first = audit.recommendations.iter().find(|one| one.priority.is_some());
     if let Some(first) = first {

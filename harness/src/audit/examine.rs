@@ -20,9 +20,10 @@ use crate::locate::{self, Located};
 use crate::plan::Planner;
 use crate::prepare;
 use crate::report::Report;
-use crate::request::{new_seed, request};
+use crate::request::{new_seed, request, unknown};
 use crate::results::{self, Kept};
 use crate::run::{Request, kernel};
+use crate::scenario::Scenario;
 use crate::source;
 use crate::subject::{Prepared, Subject};
 
@@ -44,18 +45,31 @@ pub fn examine(
     tell: &mut dyn FnMut(&Request),
 ) -> Result<Audit> {
     let mut wanted = wanted(options, strategy)?;
+    let only = if options.scenario.is_empty() { &options.usual } else { &options.scenario };
+    for name in options.scenario.iter().filter(|_| !options.program.is_empty()) {
+        if let Some((what, help)) = unknown(&options.about, &Scenario::find(name)?) {
+            return Err(Error::usage(format!("{name}: {what}")).help(help));
+        }
+    }
     // The strategy is another row of the same runs; of a program it takes runs of its own.
     let of_program = wanted.strategy.is_empty();
     if !of_program && wanted.strategy != [RECOMMENDED] {
         wanted.strategy.push(RECOMMENDED.to_owned());
     }
-    let before = all::run(&wanted, &options.scenario, tell)?;
+    let before = all::run(&wanted, only, tell)?;
     let after = match of_program && compare {
-        true => Some(all::run(&recommended(&wanted), &options.scenario, tell)?),
+        true => Some(all::run(&recommended(&wanted), only, tell)?),
         false => None,
     };
     if before.reports().any(|report| !report.complete) {
-        return Err(Error::interrupted());
+        return Err(Error { message: "interrupted".to_owned(), ..Error::interrupted() });
+    }
+    let skipped: Vec<_> =
+        skipped(&before).iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    // A scenario that was asked for by its name is not passed over; and without any nothing is known.
+    if before.reports().next().is_none() || (!skipped.is_empty() && !options.scenario.is_empty()) {
+        return Err(Error::lacking(format!("not run: {}", skipped.join("; ")))
+            .help("`crashtest doctor` says what this machine can do; --scenario names others"));
     }
     let request =
         request(&cli::Run { scenario: "sigkill".to_owned(), images_max: None, ..wanted.clone() })?;
@@ -182,7 +196,17 @@ fn document(
         areas,
         recommended: RECOMMENDED.to_owned(),
         hints: Vec::new(),
+        unclear: areas::is_unclear(facts),
+        notes: notes(facts.all),
+        skipped: skipped.into_iter().map(|(name, why)| (name.to_owned(), why.to_owned())).collect(),
     })
+}
+
+/// What the runs say besides, each once.
+fn notes(all: &All) -> Vec<String> {
+    let notes = all.reports().flat_map(|report| &report.subjects).flat_map(|row| &row.notes);
+    let notes: std::collections::BTreeSet<_> = notes.collect();
+    notes.into_iter().cloned().collect()
 }
 
 /// The scenarios that were not run, and why.

@@ -60,6 +60,15 @@ pub struct Audit {
     pub recommendations: Vec<Recommendation>,
     /// What its source looks like, which proves nothing.
     pub hints: Vec<Hint>,
+    /// The scenarios that were not run, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<(String, String)>,
+    /// Whether of some scenario most trials say nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unclear: bool,
+    /// What people should know, by scenario.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What a document was made with and on.

@@ -35,8 +35,7 @@ impl Judged {
         if !report.complete {
             return Self::Unclear("the run was cut short");
         }
-        if let Some(cell) = row.cells.iter().find(|cell| cell.not_measured.is_some()) {
-            let _ = cell;
+        if row.cells.iter().any(|cell| cell.not_measured.is_some()) {
             return Self::Unclear("it does what the model does not know");
         }
         if report.shard.is_whole() && row.tally.judged() == 0 {

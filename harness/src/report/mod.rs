@@ -14,9 +14,11 @@ use crate::verdict::{Promise, ViolationKind};
 
 pub mod all;
 pub mod github;
+pub mod html;
 pub mod judged;
 pub mod junit;
 pub mod next;
+pub mod place;
 pub mod power;
 pub mod replay;
 pub mod summary;

@@ -1,0 +1,96 @@
+//! Where trials struck, along a line that can be drawn: the ops of the run with their bytes, or what was free.
+
+use serde::Serialize;
+
+use crate::at_rest::Harm;
+use crate::fault::{Place, Point};
+use crate::plan::Sites;
+
+/// What the line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Axis {
+    /// The ops of the unbroken run, each as long as the bytes that it writes, with a place before it and one
+    /// after it.
+    Run,
+    /// How much was free.
+    Free,
+    /// The bytes of the state.
+    State,
+    /// Moments, in their order.
+    Moments,
+}
+
+/// The line of one subject.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    sites: &'a Sites,
+    /// Where each op begins.
+    begins: Vec<u64>,
+    end: u64,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a subject with these sites.
+    #[must_use]
+    pub fn new(sites: &'a Sites) -> Self {
+        let mut end = 0;
+        let begins = sites.sites.iter().map(|site| {
+            let begin = end;
+            end += site.length + 2;
+            begin
+        });
+        let begins = begins.collect();
+        Self { sites, begins, end }
+    }
+
+    /// Where the ops begin, and how long the line is.
+    #[must_use]
+    pub fn begins(&self) -> (&[u64], u64) {
+        (&self.begins, self.end)
+    }
+
+    /// The ops.
+    #[must_use]
+    pub fn sites(&self) -> &Sites {
+        self.sites
+    }
+
+    fn begin(&self, op: usize) -> u64 {
+        self.begins.get(op).copied().unwrap_or(self.end)
+    }
+
+    /// Where the place of trial `n` is, on which line.
+    #[must_use]
+    pub fn at(&self, place: &Place, n: u64) -> (Axis, u64) {
+        match place {
+            Place::Op(op, point) => {
+                let length = self.sites.sites.get(op.0).map_or(0, |site| site.length);
+                let inside = match point {
+                    Point::Before => 0,
+                    Point::Inside(byte) => byte.0.min(length),
+                    Point::After => length + 1,
+                };
+                (Axis::Run, self.begin(op.0) + inside)
+            }
+            Place::Call(family, nth, _) => {
+                let of_family = self
+                    .sites
+                    .sites
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, site)| site.call.family() == *family);
+                let nth = usize::try_from(nth.saturating_sub(1)).unwrap_or(usize::MAX);
+                let op = of_family.map(|(op, _)| op).nth(nth);
+                (Axis::Run, op.map_or(self.end, |op| self.begin(op)))
+            }
+            Place::Free(_, free, _) => (Axis::Free, *free),
+            Place::Rest(harming) => match harming.how {
+                Harm::Cut(byte) | Harm::Flip(byte, _) => (Axis::State, byte),
+                _ => (Axis::State, 0),
+            },
+            Place::Meeting(meeting) => (Axis::Run, self.begin(meeting.before as usize)),
+            Place::Parting(_) | Place::Moment => (Axis::Moments, n),
+        }
+    }
+}

@@ -73,9 +73,11 @@ impl Progress {
             }
             Shown::Lines { last } if last.elapsed() >= QUIET_EVERY => {
                 *last = Instant::now();
-                let seconds = self.started.elapsed().as_secs();
+                let seconds = self.started.elapsed().as_secs().max(1);
+                let rate = self.done / seconds;
+                let left = self.total.saturating_sub(self.done) / rate.max(1);
                 eprintln!(
-                    "{} of {} trials after {seconds} s, {} violations",
+                    "{} of {} trials after {seconds} s, {rate} a second, some {left} s left, {} violations",
                     self.done, self.total, self.failed
                 );
             }

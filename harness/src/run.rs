@@ -1,7 +1,7 @@
 //! A run: unbroken runs, plan, trials, report.
 
 use std::cell::RefCell;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -254,6 +254,9 @@ struct Done {
     trials: u64,
 }
 
+/// How often what was done is written down, so that a run that is killed goes on from there.
+const KEPT_EVERY: Duration = Duration::from_millis(500);
+
 fn trials(
     request: &Request,
     lab: &Lab,
@@ -268,7 +271,7 @@ fn trials(
         let room = lab::room(lab.path(), index)?;
         Ok(Box::new(Worker::new(request, prepared, directory, room)?) as Job<'_, Record>)
     })?;
-    let mut log = BufWriter::with_capacity(1 << 18, directory.append_outcomes()?);
+    let log = RefCell::new((directory.append_all_outcomes()?, Instant::now()));
     let progress = RefCell::new(Progress::new(agenda.left(), request.place.quiet));
     let agenda = RefCell::new(agenda);
     let (mut fresh, started) = (0, Instant::now());
@@ -279,9 +282,15 @@ fn trials(
             agenda.borrow_mut().heard(&record);
             progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
             books.enter(&record);
-            log.write_all(line).context("keep an outcome")
+            log.borrow_mut().0.write_all(line).context("keep an outcome")
         },
         &mut || {
+            let (log, flushed) = &mut *log.borrow_mut();
+            if flushed.elapsed() > KEPT_EVERY {
+                // What can't be written now is told at the end.
+                let _ = log.flush();
+                *flushed = Instant::now();
+            }
             let mut progress = progress.borrow_mut();
             if let Agenda::Swept(_) = **agenda.borrow() {
                 let total = progress.done() + agenda.borrow().left();
@@ -291,6 +300,7 @@ fn trials(
         },
     );
     let elapsed = started.elapsed();
+    let (mut log, _) = log.into_inner();
     log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
     progress.into_inner().finish();
     Ok(Done { completion: completion?, elapsed, trials: fresh })

@@ -48,7 +48,7 @@ class Row {
         make("td", {}, cell.kinds || "none"), make("td", {}, cell.how)));
     }
     table.append(body);
-    return make("div", { class: "scroll" }, table);
+    return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": `${this.row.name} in ${this.scenario.name} by file system` }, table);
   }
 
   buildViolations() {
@@ -167,7 +167,7 @@ class Row {
     if (event.key === "Home") n = 0;
     else if (event.key === "End") n = xs.length - 1;
     else if (event.key === "+" || event.key === "-") { this.zoom(event.key === "+" ? 0.5 : 2); return; }
-    else if (event.key === "Enter") { this.openNearest(); return; }
+    else if (event.key === "Enter") { event.preventDefault(); this.openNearest(); return; }
     else if (event.key in steps) {
       const step = steps[event.key];
       n = Math.max(0, Math.min(xs.length - 1, n + step));

@@ -1,0 +1,238 @@
+//! Reports in all their forms, and compared: what a person, a CI job and a night see.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{crashtest, has, in_path, repository, run_in};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs in a directory, and returns the status with what was printed.
+fn run(place: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run_in(place, arguments);
+    (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+fn read(place: &Path, name: &str) -> String {
+    fs::read_to_string(place.join(name)).unwrap()
+}
+
+/// A scenario that expects of `replace` what it does not do: that it survives a loss of power.
+fn wrong_scenario(place: &Path) -> String {
+    let path = place.join("wrong.toml");
+    let text = "name = \"wrong\"\nabout = \"the power goes\"\nfault = \"power-loss\"\n\
+                strategies = [\"replace\"]\npromises = [\"atomic\", \"durable\"]\n\
+                [expect.replace]\nkeeps = [\"atomic\"]\n";
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_run_is_shown_again_as_it_was() {
+    let place = tempfile::tempdir().unwrap();
+    let first = run_in(place.path(), &["run", "--quiet", "--seed", "1", "--trials", "100"]);
+    let name = run(place.path(), &["list", "runs"]).1;
+    let name = name.trim().trim_start_matches("run").trim();
+    let again = run_in(place.path(), &["report", name]);
+    assert_eq!(text(&first.stdout), text(&again.stdout));
+    assert_eq!(first.status.code(), again.status.code());
+}
+
+#[test]
+fn what_is_not_as_expected_is_named_with_its_remedy_in_every_form() {
+    let place = tempfile::tempdir().unwrap();
+    let scenario = wrong_scenario(place.path());
+    let summary = place.path().join("summary.md");
+    let output = crashtest()
+        .args([
+            "run",
+            "--quiet",
+            "--seed",
+            "1",
+            "--scenario",
+            &scenario,
+            "--strategy",
+            "replace,durable",
+        ])
+        .args(["--github", "--junit", "junit.xml", "--html", "report.html"])
+        .env("CRASHTEST_RESULTS", place.path().join("runs"))
+        .env("GITHUB_STEP_SUMMARY", &summary)
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let annotation =
+        said.lines().find(|line| line.starts_with("::error title=crashtest wrong::")).unwrap();
+    assert!(annotation.contains("replace breaks atomic in "), "{annotation}");
+    assert!(annotation.contains("missing fsync of the file"), "{annotation}");
+    assert!(annotation.contains(" replay "), "{annotation}");
+    let junit = read(place.path(), "junit.xml");
+    assert!(junit.contains("tests=\"2\" skipped=\"0\" failures=\"1\" errors=\"0\""), "{junit}");
+    assert!(junit.contains("remedy: missing fsync of the file"), "{junit}");
+    let summary = fs::read_to_string(&summary).unwrap();
+    assert!(summary.contains("# crashtest: 1 result is not as expected"), "{summary}");
+    assert!(summary.contains("Remedy: missing fsync of the file"), "{summary}");
+    assert!(read(place.path(), "report.html").contains("replace breaks atomic"));
+    assert!(said.contains("next: replace breaks atomic: "), "{said}");
+}
+
+#[test]
+fn the_same_run_is_no_worse_and_another_seed_is_none_either() {
+    let place = tempfile::tempdir().unwrap();
+    let json = |seed: &str, name: &str| {
+        let strategies = "unsafe,atomic,ack-early,truncate-late";
+        let arguments =
+            ["run", "--json", "--seed", seed, "--trials", "400", "--strategy", strategies];
+        fs::write(place.path().join(name), run_in(place.path(), &arguments).stdout).unwrap();
+    };
+    for seed in 1..=6 {
+        json(&seed.to_string(), &format!("{seed}.json"));
+    }
+    for seed in 1..=6 {
+        let (status, said) = run(place.path(), &["compare", "1.json", &format!("{seed}.json")]);
+        assert_eq!(status, Some(0), "seed {seed}: {said}");
+    }
+}
+
+/// A report in which a strategy broke a promise in so many more trials.
+fn worsened(report: &str, strategy: &str, promise: &str, more: u64) -> String {
+    let mut report: serde_json::Value = serde_json::from_str(report).unwrap();
+    let rows = report["subjects"].as_array_mut().unwrap();
+    let row = rows.iter_mut().find(|row| row["name"] == strategy).unwrap();
+    let broken = row["tally"]["broken"][promise].as_u64().unwrap_or(0);
+    row["tally"]["broken"][promise] = (broken + more).into();
+    report.to_string()
+}
+
+#[test]
+fn what_got_worse_is_told_from_chance() {
+    let place = tempfile::tempdir().unwrap();
+    let arguments =
+        ["run", "--json", "--seed", "1", "--trials", "400", "--strategy", "atomic,ack-early"];
+    let report = text(&run_in(place.path(), &arguments).stdout);
+    fs::write(place.path().join("before.json"), &report).unwrap();
+    let after = |strategy: &str, promise: &str, more: u64| {
+        fs::write(place.path().join("after.json"), worsened(&report, strategy, promise, more))
+            .unwrap();
+        run(place.path(), &["compare", "before.json", "after.json"])
+    };
+    let (status, said) = after("atomic", "atomic", 1);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("NEWLY BROKEN: atomic in sigkill: atomic broken in 1 of 400"), "{said}");
+    let (status, said) = after("ack-early", "durable", 5);
+    assert_eq!(status, Some(0), "{said}");
+    let (status, said) = after("ack-early", "durable", 60);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("WORSE: ack-early in sigkill: durable broken in "), "{said}");
+}
+
+#[test]
+fn what_is_not_judged_any_more_is_worse() {
+    let place = tempfile::tempdir().unwrap();
+    let with = |strategies: &str, name: &str| {
+        let arguments =
+            ["run", "--json", "--seed", "1", "--trials", "50", "--strategy", strategies];
+        fs::write(place.path().join(name), run_in(place.path(), &arguments).stdout).unwrap();
+    };
+    with("atomic,durable", "before.json");
+    with("atomic", "after.json");
+    let (status, said) = run(place.path(), &["compare", "before.json", "after.json"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("NOT JUDGED ANY MORE: durable in sigkill"), "{said}");
+}
+
+#[test]
+fn a_baseline_allows_what_was_known_and_nothing_more() {
+    let place = tempfile::tempdir().unwrap();
+    let scenario = wrong_scenario(place.path());
+    let common = ["--seed", "1", "--scenario", &scenario, "--strategy", "replace"];
+    let first = run_in(place.path(), &[&["run", "--json"], &common[..]].concat());
+    assert_eq!(first.status.code(), Some(1));
+    fs::write(place.path().join("known.json"), first.stdout).unwrap();
+    let again = [&["run", "--quiet", "--baseline", "known.json"], &common[..]].concat();
+    let (status, said) = run(place.path(), &again);
+    assert_eq!(status, Some(0), "{said}");
+    let known = read(place.path(), "known.json");
+    let better = known.replace("\"atomic\": ", "\"tidy\": ");
+    assert_ne!(known, better);
+    fs::write(place.path().join("known.json"), better).unwrap();
+    let (status, said) = run(place.path(), &again);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("NEWLY BROKEN: replace in wrong on "), "{said}");
+}
+
+#[test]
+fn what_is_no_report_is_refused_before_anything_runs() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("old.json"), "{\"schema\": 1}").unwrap();
+    fs::write(place.path().join("cut.json"), "{\"schema\": 3, \"sub").unwrap();
+    let unknown = "{\"schema\": 3, \"subjects\": [{\"expectation\": {\"keeps\": [\"atomci\"]}}]}";
+    fs::write(place.path().join("unknown.json"), unknown).unwrap();
+    for (name, why) in [
+        ("old.json", "schema version 1"),
+        ("cut.json", "is no report of this crashtest"),
+        ("unknown.json", "is no report of this crashtest"),
+        ("nothing.json", "there is no report `nothing.json`"),
+    ] {
+        let (status, said) = run(place.path(), &["run", "--baseline", name, "--trials", "9"]);
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+    assert_eq!(crashtest::results::runs(place.path()).len(), 0);
+}
+
+#[test]
+fn an_edited_run_is_not_shown() {
+    let place = tempfile::tempdir().unwrap();
+    run_in(place.path(), &["run", "--seed", "1", "--trials", "40"]);
+    let runs = crashtest::results::runs(place.path());
+    let path = runs[0].join("report.json");
+    let said = fs::read_to_string(&path).unwrap();
+    fs::write(&path, said.replacen("\"passed\": ", "\"passed\": 1", 1)).unwrap();
+    let (status, why) = run(place.path(), &["report", runs[0].to_str().unwrap()]);
+    assert_eq!(status, Some(2));
+    assert!(why.contains("does not say what its outcomes do"), "{why}");
+}
+
+/// A saver whose file name and contents would be a script, or no text at all, if anything were to take them for
+/// it.
+const HOSTILE: &str = r#"
+import os
+name = b"<img src=x onerror=alert(1)>\xff.json"
+for n in range(3):
+    with open(name, "wb") as file:
+        file.write(b"</script><script>alert(%d)</script>\xff\x00" % n * 300)
+"#;
+
+#[test]
+fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
+    let browser = repository().join("harness/tests/browser");
+    let there = browser.join("node_modules").is_dir() && Path::new("/usr/bin/chromium").is_file();
+    let (true, Some(node)) = (has("browser", there && in_path("node").is_some()), in_path("node"))
+    else {
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let look = |arguments: &[&str]| {
+        let output = run_in(
+            place.path(),
+            &[&["run", "--quiet", "--seed", "1", "--html", "report.html"], arguments].concat(),
+        );
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
+        let page = place.path().join("report.html");
+        let seen = Command::new(&node).arg(browser.join("report.mjs")).arg(page).output().unwrap();
+        assert!(seen.status.success(), "{}", text(&seen.stderr));
+    };
+    look(&["--trials", "200", "--strategy", "unsafe,atomic,truncate-late"]);
+    look(&["--scenario", "poweroff", "--strategy", "unsafe,replace,durable"]);
+    if let (true, Some(python)) = (common::can_follow(), common::python()) {
+        fs::write(place.path().join("hostile.py"), HOSTILE).unwrap();
+        look(&["--trials", "30", "--", &python, "hostile.py"]);
+    }
+}

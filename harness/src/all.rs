@@ -19,6 +19,7 @@ const STRATEGIES: [&str; 3] = ["unsafe", "atomic", "managed"];
 
 /// One scenario of all.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum One {
     /// It was run.
@@ -29,6 +30,7 @@ pub enum One {
 
 /// All scenarios, by name, in the order in which they were run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct All {
     /// What came of each.
     pub scenarios: Vec<(String, One)>,

@@ -55,7 +55,7 @@ pub fn units(plan: &Plan) -> u64 {
 #[must_use]
 pub fn trial_rows(plan: &Plan, books: Books, agenda: &Agenda) -> Vec<Row> {
     let subjects = plan.subjects.iter().zip(books.into_rows()).enumerate();
-    let row = |(index, (one, (mut tally, kept))): (usize, (&PlannedSubject, _))| {
+    let row = |(index, (one, (mut tally, kept, heat))): (usize, (&PlannedSubject, _))| {
         if let Some(ends) = agenda.whole_lanes(index) {
             // How far past the end of a lane was tried differs with the number of machines.
             let not_reached = (ends > 0).then_some((Why::NotReached, ends));
@@ -75,6 +75,7 @@ pub fn trial_rows(plan: &Plan, books: Books, agenda: &Agenda) -> Vec<Row> {
                 Some(_) => tally.trials(),
             },
             kept,
+            heat,
             ..bare(plan, one, tally)
         };
         if let Some((states, derived)) = &one.derived {
@@ -109,6 +110,7 @@ fn bare(plan: &Plan, one: &PlannedSubject, tally: Tally) -> Row {
         cells: Vec::new(),
         derived: None,
         sweep: None,
+        heat: None,
     }
 }
 
@@ -148,7 +150,7 @@ impl Recalled {
         let asked = Asked { trials: None, ..plan.asked.clone() };
         let agenda = Plan { asked, ..plan.clone() }.agenda(plan.shard);
         let planners = (0..plan.subjects.len()).map(|index| plan.planner(index)).collect();
-        Self { agenda, books: Books::new(plan.subjects.len()), planners }
+        Self { agenda, books: Books::new(plan), planners }
     }
 
     /// Enters one, in any order.

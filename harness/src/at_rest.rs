@@ -29,6 +29,7 @@ use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// Damage at rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Harming {
     /// What was done.
     pub how: Harm,
@@ -39,6 +40,7 @@ pub struct Harming {
 
 /// What was done to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Harm {
     /// It was cut to a length in bytes.
@@ -100,6 +102,7 @@ pub enum HarmKind {
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Copies {
     /// None.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::fault::{Nature, Place};
+use crate::planned::{Plan, PlannedSubject};
 use crate::record::{Brief, Record};
 use crate::report::KeptLine;
+use crate::report::heat::{Counter, Heat};
 use crate::tally::Tally;
 use crate::verdict::ViolationKind;
 
@@ -14,20 +16,23 @@ type Found = (ViolationKind, Nature, Place);
 /// What the trials have shown, by subject.
 #[derive(Clone, Debug)]
 pub struct Books {
-    rows: Vec<(Tally, BTreeMap<Found, KeptLine>)>,
+    rows: Vec<(Tally, BTreeMap<Found, KeptLine>, Counter)>,
 }
 
 impl Books {
-    /// Books for so many subjects.
+    /// Books for the subjects of a plan.
     #[must_use]
-    pub fn new(subjects: usize) -> Self {
-        Self { rows: vec![(Tally::default(), BTreeMap::new()); subjects] }
+    pub fn new(plan: &Plan) -> Self {
+        let row =
+            |one: &PlannedSubject| (Tally::default(), BTreeMap::new(), Counter::new(&one.sites));
+        Self { rows: plan.subjects.iter().map(row).collect() }
     }
 
     /// Enters one trial. The order makes no difference.
     pub fn enter(&mut self, record: &Record) {
-        let Some((tally, kept)) = self.rows.get_mut(record.subject) else { return };
+        let Some((tally, kept, counter)) = self.rows.get_mut(record.subject) else { return };
         tally.add(record);
+        counter.add(record);
         let (Brief::Violated(kinds), Some(id)) = (&record.verdict, &record.evidence) else {
             return;
         };
@@ -43,9 +48,12 @@ impl Books {
             .or_insert(line);
     }
 
-    /// Tally and kept violations of each subject.
+    /// Tally and kept violations of each subject, and where they were.
     #[must_use]
-    pub fn into_rows(self) -> Vec<(Tally, Vec<KeptLine>)> {
-        self.rows.into_iter().map(|(tally, kept)| (tally, kept.into_values().collect())).collect()
+    pub fn into_rows(self) -> Vec<(Tally, Vec<KeptLine>, Option<Heat>)> {
+        let row = |(tally, kept, counter): (_, BTreeMap<_, _>, Counter)| {
+            (tally, kept.into_values().collect(), counter.heat())
+        };
+        self.rows.into_iter().map(row).collect()
     }
 }

@@ -22,6 +22,7 @@ pub const ALPHA: f64 = 0.01;
 
 /// What is another in the second report than in the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Comparison {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -39,6 +40,7 @@ pub struct Comparison {
 
 /// A promise of a subject in a scenario, before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// The scenario, and the profile or file system if there are several.
     pub scenario: String,
@@ -61,6 +63,7 @@ pub struct Line {
 
 /// What became of a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// It was kept, and is broken.

@@ -158,6 +158,7 @@ pub enum FaultKind {
 
 /// Where a trial strikes, without how: violations of one place are kept once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// An op of the unbroken run, and where in it.
@@ -193,6 +194,7 @@ pub struct Strike {
 
 /// Where in an op a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Point {
     /// The call is not executed.
@@ -208,6 +210,7 @@ pub enum Point {
 /// A `write(2)` that is killed is cut at page boundaries only; a cut at another byte stands for a
 /// short write, or for a program that writes in smaller pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Nature {
     /// At an op boundary or a page boundary.

@@ -19,6 +19,7 @@ use crate::verdict::{Verdict, Violation, ViolationKind, Why};
 
 /// Where two processes meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Meeting {
     /// The op of the first before which the second comes.
     pub before: u32,
@@ -28,6 +29,7 @@ pub struct Meeting {
 
 /// What becomes of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Then {
     /// It goes on.

@@ -16,6 +16,7 @@ use crate::verdict::{Verdict, Violation, ViolationKind, Why};
 
 /// When and how they part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Parting {
     /// When.
     pub at: Moment,
@@ -26,6 +27,7 @@ pub struct Parting {
 
 /// A moment in the life of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Moment {
     /// The bot is killed before its nth storage call, from 0.

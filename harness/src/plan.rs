@@ -20,6 +20,7 @@ pub const PAGE_BYTES: u64 = 4096;
 
 /// What draws everything that is drawn in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Seed(pub u64);
 

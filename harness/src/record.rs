@@ -9,6 +9,7 @@ use crate::verdict::{Verdict, ViolationKind, Why};
 
 /// One trial in short. The fault itself follows from the plan and `n`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Record {
     /// The number of the trial of its subject: see `plan` and `sweep`.
     pub n: u64,
@@ -37,6 +38,7 @@ pub struct Record {
 
 /// A verdict without its words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Brief {
     /// Every promise held.

@@ -139,7 +139,7 @@ fn trial_rows(
     (plan, prepared): (&Plan, &[Prepared]),
     directory: &RunDirectory,
 ) -> Result<(Vec<Row>, Done)> {
-    let mut books = Books::new(prepared.len());
+    let mut books = Books::new(plan);
     let mut agenda = plan.agenda(plan.shard);
     let mut foreign = None;
     directory.recall_outcomes(|record| {

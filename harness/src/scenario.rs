@@ -86,6 +86,7 @@ pub struct Scenario {
 
 /// What is expected of one strategy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Expectation {
     /// Promises of which no violation may be found. Judged promises in neither list may go either

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 
 /// One of so many parts of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Shard {
     /// Which one, from 0.
     index: u32,

@@ -11,6 +11,7 @@ use crate::verdict::{Promise, ViolationKind, Why};
 
 /// Verdicts of one subject.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Tally {
     /// Trials in which every promise held.
     pub passed: u64,
@@ -31,6 +32,7 @@ pub struct Tally {
 
 /// A count, split by whether Linux itself can leave such a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ByNature {
     /// At op and page boundaries.
     pub natural: u64,
@@ -151,6 +153,7 @@ impl Tally {
 
 /// A 95 % interval of a proportion, 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Interval {
     /// The lower end.
     pub low: f64,

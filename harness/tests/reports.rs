@@ -226,7 +226,12 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
         );
         assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
         let page = place.path().join("report.html");
-        let seen = Command::new(&node).arg(browser.join("report.mjs")).arg(page).output().unwrap();
+        let seen = Command::new(&node)
+            .arg(browser.join("report.mjs"))
+            .arg(page)
+            .env("FILTER_MS_MAX", "2000")
+            .output()
+            .unwrap();
         assert!(seen.status.success(), "{}", text(&seen.stderr));
     };
     look(&["--trials", "200", "--strategy", "unsafe,atomic,truncate-late"]);
@@ -235,4 +240,48 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
         fs::write(place.path().join("hostile.py"), HOSTILE).unwrap();
         look(&["--trials", "30", "--", &python, "hostile.py"]);
     }
+}
+
+/// What a kept schema objects to in a document.
+fn objections(schema: &str, document: &serde_json::Value) -> Vec<String> {
+    let path = repository().join(format!("harness/schemas/{schema}.schema.json"));
+    let schema = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    validator.iter_errors(document).map(|error| error.to_string()).collect()
+}
+
+#[test]
+fn what_is_written_is_what_the_schemas_say() {
+    let place = tempfile::tempdir().unwrap();
+    let runs: [&[&str]; 5] = [
+        &["--trials", "60", "--strategy", "all"],
+        &["--scenario", "errno", "--strategy", "unsafe,atomic,fsync-retry"],
+        &["--scenario", "poweroff", "--strategy", "unsafe,replace"],
+        &["--scenario", "corrupt", "--trials", "100"],
+        &["--scenario", "concurrent"],
+    ];
+    for run in runs {
+        let report =
+            run_in(place.path(), &[&["run", "--json", "--seed", "1"], run].concat()).stdout;
+        let report = serde_json::from_slice(&report).unwrap();
+        assert_eq!(objections("report", &report), Vec::<String>::new(), "{run:?}");
+        let all = serde_json::json!({ "scenarios": [["one", { "ran": report }], ["two", { "skipped": "why" }]] });
+        assert_eq!(objections("all", &all), Vec::<String>::new(), "{run:?}");
+        let mut damaged = report.clone();
+        damaged["subjects"][0]["tally"]["passed"] = "many".into();
+        assert_ne!(objections("report", &damaged), Vec::<String>::new());
+    }
+    let runs = crashtest::results::runs(place.path());
+    for run in &runs {
+        for line in
+            fs::read_to_string(run.join("outcomes.jsonl")).unwrap_or_default().lines().take(500)
+        {
+            let record = serde_json::from_str(line).unwrap();
+            assert_eq!(objections("outcome", &record), Vec::<String>::new(), "{line}");
+        }
+    }
+    let (first, last) = (runs[0].to_str().unwrap(), runs[0].to_str().unwrap());
+    let comparison = run_in(place.path(), &["compare", "--json", first, last]).stdout;
+    let comparison = serde_json::from_slice(&comparison).unwrap();
+    assert_eq!(objections("comparison", &comparison), Vec::<String>::new());
 }

@@ -15,6 +15,7 @@ use crate::verdict::{Promise, ViolationKind};
 
 /// What would have helped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Remedy {
     /// fsync of the new file before it is given its name.
@@ -89,6 +90,7 @@ impl Remedy {
 
 /// Why a crash state breaks a promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// How many ops had been done, or begun, when the power went.
     pub after_ops: usize,

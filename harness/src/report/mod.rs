@@ -14,6 +14,7 @@ use crate::verdict::{Promise, ViolationKind};
 
 pub mod all;
 pub mod github;
+pub mod heat;
 pub mod html;
 pub mod judged;
 pub mod junit;
@@ -30,6 +31,7 @@ pub const MODEL: &str = "model";
 
 /// What a run found. `report.json` is this.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// The version of this format.
     pub schema: u32,
@@ -73,6 +75,7 @@ pub struct Report {
 
 /// What was found of one subject.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Row {
     /// Its name.
     pub name: String,
@@ -102,10 +105,14 @@ pub struct Row {
     /// How a sweep ended, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sweep: Option<Swept>,
+    /// Where along the calls of the run promises broke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heat: Option<heat::Heat>,
 }
 
 /// Every state that a kill can leave, derived from one recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DerivedKills {
     /// How many there are.
     pub states: u64,
@@ -115,6 +122,7 @@ pub struct DerivedKills {
 
 /// How a sweep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Swept {
     /// How many of its lanes were cut off before a trial was not struck any more.
     pub open_lanes: usize,
@@ -125,6 +133,7 @@ pub struct Swept {
 
 /// A kept violation in a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KeptLine {
     /// What broke.
     pub kind: ViolationKind,
@@ -189,5 +198,40 @@ impl Report {
             return ExitStatus::Unexpected;
         }
         ExitStatus::AsExpected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::Report;
+    use crate::all::All;
+    use crate::compare::Comparison;
+    use crate::record::Record;
+
+    /// The schemas that are kept beside the code; `CRASHTEST_SCHEMAS=write` writes them anew.
+    #[test]
+    fn the_kept_schemas_are_those_of_the_formats() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+        let schemas = [
+            ("report", schemars::schema_for!(Report)),
+            ("all", schemars::schema_for!(All)),
+            ("outcome", schemars::schema_for!(Record)),
+            ("comparison", schemars::schema_for!(Comparison)),
+        ];
+        for (name, schema) in schemas {
+            let path = directory.join(format!("{name}.schema.json"));
+            let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+            if std::env::var_os("CRASHTEST_SCHEMAS").is_some() {
+                std::fs::create_dir_all(&directory).unwrap();
+                std::fs::write(&path, &text).unwrap();
+            }
+            let kept = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                kept == text,
+                "{name}: the format changed: raise its version, and see CRASHTEST_SCHEMAS"
+            );
+        }
     }
 }

@@ -85,7 +85,8 @@ pub fn example(row: &Row, promise: Promise) -> Option<&str> {
     let findings = || row.cells.iter().flat_map(|cell| &cell.findings);
     let found = || findings().find(|finding| breaks(&&finding.kind)).map(|finding| &finding.id);
     let any = || kept.values().next().map(|line| &line.id);
-    of_promise.or_else(found).or_else(any).map(String::as_str)
+    let at_all = || findings().next().map(|finding| &finding.id);
+    of_promise.or_else(found).or_else(any).or_else(at_all).map(String::as_str)
 }
 
 /// All is as expected: what has not been asked yet.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::at_rest::Harm;
 use crate::fault::{Place, Point};
+use crate::op::Family;
 use crate::plan::Sites;
 
 /// What the line is.
@@ -50,6 +51,14 @@ impl<'a> Line<'a> {
         (&self.begins, self.end)
     }
 
+    /// The nth op of a family, from 1.
+    #[must_use]
+    pub fn nth(sites: &Sites, family: Family, nth: u32) -> Option<usize> {
+        let nth = usize::try_from(nth.checked_sub(1)?).ok()?;
+        let of_family = sites.sites.iter().enumerate().filter(|(_, s)| s.call.family() == family);
+        of_family.map(|(op, _)| op).nth(nth)
+    }
+
     /// The ops.
     #[must_use]
     pub fn sites(&self) -> &Sites {
@@ -74,14 +83,7 @@ impl<'a> Line<'a> {
                 (Axis::Run, self.begin(op.0) + inside)
             }
             Place::Call(family, nth, _) => {
-                let of_family = self
-                    .sites
-                    .sites
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, site)| site.call.family() == *family);
-                let nth = usize::try_from(nth.saturating_sub(1)).unwrap_or(usize::MAX);
-                let op = of_family.map(|(op, _)| op).nth(nth);
+                let op = Self::nth(self.sites, *family, *nth);
                 (Axis::Run, op.map_or(self.end, |op| self.begin(op)))
             }
             Place::Free(_, free, _) => (Axis::Free, *free),

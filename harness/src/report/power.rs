@@ -16,6 +16,7 @@ use crate::verdict::{Promise, ViolationKind};
 
 /// What was found of one subject on one profile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cell {
     /// The profile.
     pub profile: String,
@@ -44,6 +45,7 @@ pub struct Cell {
 
 /// How the images of a real disk were looked at, and what the model says of that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OnDisk {
     /// How many recordings were made.
     pub recordings: u64,
@@ -74,6 +76,7 @@ pub struct OnDisk {
 
 /// Something that went wrong with images.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Troubles {
     /// With how many.
     pub count: u64,
@@ -97,6 +100,7 @@ impl Troubles {
 
 /// A cause, and its first example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What broke.
     pub kind: ViolationKind,

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::{DerivedKills, Report, Row, Swept, next};
+use super::{DerivedKills, Report, Row, Swept, heat, next};
 use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
 use crate::sweep::EXACT;
@@ -22,7 +22,10 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
         return text;
     }
     // Writing to a string can't fail.
-    let _ = writeln!(text, "{}", table(report, width));
+    let _ = match width {
+        Some(width) if width < TABLE_WIDTH => write!(text, "{}", cards(report)),
+        _ => writeln!(text, "{}", table(report, width)),
+    };
     for row in &report.subjects {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
@@ -45,6 +48,12 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
             );
         }
     }
+    let heats = report.subjects.iter();
+    let heats: Vec<_> =
+        heats.filter_map(|row| Some((row.name.as_str(), row.heat.as_ref()?))).collect();
+    let colour = width.is_some() && std::env::var_os("NO_COLOR").is_none_or(|none| none.is_empty());
+    let fold = if width.is_some_and(|width| width < TABLE_WIDTH) { 3 } else { 1 };
+    text += &heat::render(&heats, colour, fold);
     replay_lines(report, &mut text);
     let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
     text
@@ -131,9 +140,25 @@ fn is_sweep(report: &Report) -> bool {
     report.subjects.iter().all(|row| row.sweep.is_some())
 }
 
-fn table(report: &Report, width: Option<u16>) -> Table {
-    let mut table = Table::new();
-    let header: &[&str] = if is_sweep(report) {
+/// How wide a terminal must be for a table.
+const TABLE_WIDTH: u16 = 80;
+
+/// The rows one below the other, for a narrow terminal.
+fn cards(report: &Report) -> String {
+    let mut text = String::new();
+    for row in &report.subjects {
+        let cells = if is_sweep(report) { swept(report, row) } else { sampled(report, row) };
+        let _ = writeln!(text, "{}", row.name);
+        for (title, cell) in header(report).iter().zip(cells).skip(1) {
+            let _ = writeln!(text, "  {title}: {}", cell.replace('\n', ", "));
+        }
+    }
+    text
+}
+
+/// The titles of the columns.
+fn header(report: &Report) -> &'static [&'static str] {
+    if is_sweep(report) {
         &["strategy", "struck", "pass rate", "of", "broken promises", "failures", "expected"]
     } else {
         &[
@@ -146,7 +171,12 @@ fn table(report: &Report, width: Option<u16>) -> Table {
             "failures",
             "expected",
         ]
-    };
+    }
+}
+
+fn table(report: &Report, width: Option<u16>) -> Table {
+    let mut table = Table::new();
+    let header = header(report);
     table.load_style(UTF8_FULL_CONDENSED).set_header(header);
     if let Some(width) = width {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);

@@ -7,7 +7,8 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import puppeteer from 'puppeteer-core';
 
-const FILTER_MS_MAX = 100;
+// A machine that does other things besides says nothing about speed.
+const FILTER_MS_MAX = Number(process.env.FILTER_MS_MAX ?? 100);
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const [file, pictures] = process.argv.slice(2);
 if (!file) { console.error('usage: report.mjs REPORT.html [SCREENSHOTS]'); process.exit(2); }

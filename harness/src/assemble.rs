@@ -208,8 +208,6 @@ pub fn power_rows(plan: &Plan, found: BTreeMap<u64, Found>) -> Vec<Row> {
         }
     }
     let row = |(one, mut cells): (&PlannedSubject, Vec<Cell>)| {
-        let place = |cell: &Cell| plan.asked.power.profiles.iter().position(|p| *p == cell.profile);
-        cells.sort_by_key(place);
         if !plan.shard.is_whole() {
             cells.iter_mut().for_each(|cell| cell.expectation.breaks.clear());
         }

@@ -3,7 +3,8 @@
 //! A promise that was kept and is broken now got worse: one violation proves that it is broken, and it can be
 //! replayed. Whether a promise that was broken before is broken more often now is tested: Fisher's exact test
 //! of two proportions, one-sided (R. A. Fisher, 1935), at a level for all comparisons together (S. Holm,
-//! Scandinavian Journal of Statistics 6, 1979).
+//! Scandinavian Journal of Statistics 6, 1979). Where nothing is drawn there is no chance: of the same trials
+//! each one counts, and of others, as crash states of a program that was changed, the share says nothing.
 
 use std::fmt::Write;
 
@@ -52,8 +53,12 @@ pub struct Line {
     pub before: (u64, u64),
     /// The same now.
     pub after: (u64, u64),
-    /// How likely it is to see this many or more now by chance, 0 to 1.
-    pub p: f64,
+    /// How likely it is to see this many or more now by chance, 0 to 1; none of what is not drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p: Option<f64>,
+    /// Whether nothing was drawn and the trials are the same, so that each count can be compared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_trials: bool,
     /// What that says.
     pub change: Change,
     /// With which a violation is replayed.
@@ -189,10 +194,17 @@ fn line(one: &Counted<'_>, other: &Counted<'_>, promise: Promise) -> Line {
         promise,
         before,
         after,
-        p: at_least(before, after),
+        p: (is_drawn(one) && is_drawn(other)).then(|| at_least(before, after)),
+        same_trials: !is_drawn(one) && one.report.plan == other.report.plan,
         change: Change::Same,
         replay: replay.filter(|_| after.0 > 0),
     }
+}
+
+/// Whether its trials are a sample, so that chance is in its counts.
+fn is_drawn(of: &Counted<'_>) -> bool {
+    let Row { whole, derived, sweep, cells, .. } = of.row;
+    !whole && derived.is_none() && sweep.is_none() && cells.is_empty()
 }
 
 /// Says of each line what changed.
@@ -201,20 +213,26 @@ fn judge(lines: &mut [Line], alpha: f64) {
         line.change = match (line.before.0, line.after.0) {
             (0, 1..) => Change::NewlyBroken,
             (1.., 0) => Change::Mended,
+            (before, after) if line.same_trials && after > before => Change::Worse,
+            (before, after) if line.same_trials && after < before => Change::Better,
             _ => Change::Same,
         };
     }
-    let broken = |line: &&mut Line| line.before.0 > 0 && line.after.0 > 0;
-    let mut tested: Vec<&mut Line> = lines.iter_mut().filter(broken).collect();
-    tested.sort_by(|a, b| a.p.total_cmp(&b.p));
+    let mut tested: Vec<(f64, &mut Line)> = Vec::new();
+    for line in lines.iter_mut().filter(|line| line.before.0 > 0 && line.after.0 > 0) {
+        if let Some(p) = line.p {
+            tested.push((p, line));
+        }
+    }
+    tested.sort_by(|a, b| a.0.total_cmp(&b.0));
     let count = tested.len();
-    for (n, line) in tested.iter_mut().enumerate() {
-        if !is_below(line.p, alpha, count - n) {
+    for (n, (p, line)) in tested.iter_mut().enumerate() {
+        if !is_below(*p, alpha, count - n) {
             break;
         }
         line.change = Change::Worse;
     }
-    for line in tested {
+    for (_, line) in tested {
         if line.change == Change::Same && is_below(at_least(line.after, line.before), alpha, count)
         {
             line.change = Change::Better;
@@ -262,7 +280,7 @@ pub fn render(comparison: &Comparison) -> String {
         comparison.lines.iter().partition(|line| line.change != Change::Same);
     lines.sort_by_key(|line| line.change);
     for line in lines {
-        let Line { scenario, subject, promise, before, after, p, change, replay } = line;
+        let Line { scenario, subject, promise, before, after, p, change, replay, .. } = line;
         // Writing to a string can't fail.
         let _ = write!(
             text,
@@ -274,7 +292,7 @@ pub fn render(comparison: &Comparison) -> String {
             before.0,
             before.1
         );
-        if *change == Change::Worse {
+        if let (Change::Worse, Some(p)) = (change, p) {
             let _ = write!(text, " (p = {p:.1e})");
         }
         if let Some(replay) = replay.as_ref().filter(|_| *change <= Change::Worse) {

@@ -90,29 +90,29 @@ struct Reaction {
     unknown: Option<String>,
 }
 
-/// Derives and judges the crash states of one subject on these profiles.
+/// Derives and judges the crash states of one subject on these profiles, each with a number of the caller's.
 pub fn cells(
     request: &Request,
     lab: &Lab,
     index: usize,
     prepared: &Prepared,
-    profiles: &[&String],
+    profiles: &[(u64, &String)],
     directory: &RunDirectory,
-) -> Result<(Vec<Cell>, Completion)> {
+) -> Result<(Vec<(u64, Cell)>, Completion)> {
     let case = Case { request, index, recording: Recording::new(prepared)? };
     let (mut explored, mut cells) = (Vec::new(), Vec::new());
     let mut lefts = Lefts::default();
-    for name in profiles {
+    for (n, name) in profiles {
         let profile = Profile::find(name)?;
         lefts.most += SHOWN_BYTES_MAX / request.asked.power.profiles.len();
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
-            Ok(lowered) => explored.push(case.explore(profile, lowered, &mut lefts)),
-            Err(NotModelled(why)) => cells.push(case.not_measured(name, why)),
+            Ok(lowered) => explored.push((*n, case.explore(profile, lowered, &mut lefts))),
+            Err(NotModelled(why)) => cells.push((*n, case.not_measured(name, why))),
         }
     }
     let (reactions, completion) = case.confront(lab, lefts.all)?;
-    for one in &explored {
-        cells.push(case.judge(one, &reactions, directory)?);
+    for (n, one) in &explored {
+        cells.push((*n, case.judge(one, &reactions, directory)?));
     }
     // What was explored when Ctrl-C came is not all.
     let completion = if signals::interrupted() { Completion::Interrupted } else { completion };

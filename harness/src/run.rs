@@ -371,10 +371,12 @@ fn power_rows(
     } else {
         let profiles = plan.asked.power.profiles.len() as u64;
         for (index, one) in prepared.iter().enumerate() {
-            let of_subject = |n: &&u64| **n / profiles == index as u64;
-            let own: Vec<_> = todo.iter().filter(of_subject).map(|n| n % profiles).collect();
-            let own = own.into_iter().filter_map(|n| plan.asked.power.profiles.get(n as usize));
-            let own: Vec<&String> = own.collect();
+            let of_subject = todo.iter().filter(|n| **n / profiles == index as u64);
+            let named = |n: &u64| {
+                let name = usize::try_from(n % profiles).ok()?;
+                Some((*n, plan.asked.power.profiles.get(name)?))
+            };
+            let own: Vec<(u64, &String)> = of_subject.filter_map(named).collect();
             if own.is_empty() {
                 continue;
             }
@@ -383,10 +385,8 @@ fn power_rows(
                 completion = done;
                 break;
             }
-            for cell in cells {
-                let place = plan.asked.power.profiles.iter().position(|name| *name == cell.profile);
-                let place = place.unwrap_or(0) as u64 + index as u64 * profiles;
-                keep(place, Found::Cell(Box::new(cell)))?;
+            for (n, cell) in cells {
+                keep(n, Found::Cell(Box::new(cell)))?;
             }
         }
     }

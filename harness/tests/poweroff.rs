@@ -374,3 +374,24 @@ fn a_recovery_that_throws_the_state_away_is_a_reset() {
     assert_eq!(broken, ["recoverable", "recoverable"]);
     assert_eq!(sound_save_broken_by(&["--recover", "test -s state"]).unwrap(), [""; 0]);
 }
+
+#[test]
+fn a_profile_of_ones_own_has_a_column_of_its_own() {
+    let results = tempfile::tempdir().unwrap();
+    let ext4 =
+        fs::read_to_string(common::repository().join("scenarios/profiles/ext4.toml")).unwrap();
+    let mine = ext4.replacen("name = \"ext4\"", "name = \"slow-disk\"", 1);
+    assert_ne!(mine, ext4);
+    fs::write(results.path().join("mine.toml"), mine).unwrap();
+    for (order, wanted) in [
+        ("ext4,./mine.toml,xfs", ["ext4", "slow-disk", "xfs"]),
+        ("./mine.toml,xfs,ext4", ["slow-disk", "xfs", "ext4"]),
+    ] {
+        let arguments =
+            ["--scenario", "poweroff", "--strategy", "replace", "--seed", "1", "--profile", order];
+        let (_, report) = common::report(results.path(), &arguments);
+        let cells = report["subjects"][0]["cells"].as_array().unwrap();
+        let names: Vec<_> = cells.iter().map(|cell| cell["profile"].as_str().unwrap()).collect();
+        assert_eq!(names, wanted);
+    }
+}

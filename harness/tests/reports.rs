@@ -168,6 +168,25 @@ fn a_baseline_allows_what_was_known_and_nothing_more() {
 }
 
 #[test]
+fn a_mended_program_is_no_worse_where_states_are_enumerated() {
+    let place = tempfile::tempdir().unwrap();
+    let states = |strategy: &str, name: &str| {
+        let arguments =
+            ["run", "--json", "--seed", "1", "--scenario", "poweroff", "--strategy", strategy];
+        let report = text(&run_in(place.path(), &arguments).stdout);
+        fs::write(place.path().join(name), report.replace(strategy, "saver")).unwrap();
+    };
+    states("replace", "before.json");
+    states("atomic", "after.json");
+    let (status, said) = run(place.path(), &["compare", "before.json", "after.json"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("mended: saver in poweroff on ext4: atomic broken in 0 of "), "{said}");
+    let (status, said) = run(place.path(), &["compare", "after.json", "before.json"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("NEWLY BROKEN: saver in poweroff on ext4: atomic broken"), "{said}");
+}
+
+#[test]
 fn what_is_no_report_is_refused_before_anything_runs() {
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("old.json"), "{\"schema\": 1}").unwrap();

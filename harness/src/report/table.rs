@@ -199,7 +199,7 @@ fn sampled(report: &Report, row: &Row) -> Vec<String> {
         row.name.clone(),
         tally.judged().to_string(),
         tally.pass_rate().map_or("-".to_owned(), percent),
-        interval(row),
+        interval(report, row),
         nature.natural.to_string(),
         nature.forced.to_string(),
         failures(row),
@@ -240,7 +240,11 @@ pub(super) fn percent(rate: f64) -> String {
     }
 }
 
-fn interval(row: &Row) -> String {
+fn interval(report: &Report, row: &Row) -> String {
+    if !report.shard.is_whole() || report.merged.is_some() && !report.complete {
+        // Which places fall to a part is not drawn.
+        return "of a part".to_owned();
+    }
     let (interval, tally) = (row.interval, &row.tally);
     if tally.judged() == 0 {
         return "-".to_owned();
@@ -295,6 +299,7 @@ fn expected(report: &Report, row: &Row) -> String {
         return match breaks.is_empty() {
             false => format!("yes: breaks {}", names(breaks)),
             true if keeps.len() == report.promises.len() => "yes: keeps all".to_owned(),
+            true if keeps.is_empty() => "yes".to_owned(),
             true => format!("yes: keeps {}", names(keeps)),
         };
     }

@@ -253,7 +253,8 @@ const build = () => {
   const results = $("results");
   for (const scenario of data.scenarios) {
     $("scenario").append(make("option", { value: scenario.name }, scenario.name));
-    const section = make("section", { "aria-label": scenario.name }, make("h2", {}, scenario.name), make("p", { class: "quiet" }, scenario.about));
+    const twice = data.scenarios.filter((other) => other.name === scenario.name).length > 1;
+    const section = make("section", { "aria-label": twice ? `${scenario.name}, ${scenario.about}, run ${data.scenarios.indexOf(scenario) + 1}` : scenario.name }, make("h2", {}, scenario.name), make("p", { class: "quiet" }, scenario.about));
     if (scenario.skipped) section.append(make("p", { class: "unclear" }, `Skipped: ${scenario.skipped}`));
     for (const row of scenario.rows) { const one = new Row(scenario, row, rows.length); rows.push(one); section.append(one.element); }
     scenario.section = section;

@@ -1,6 +1,6 @@
 //! What a trial costs, against the least that it could cost, in one run.
 //!
-//! `cargo bench -p crashtest --bench trials`; the README has the ratios.
+//! `cargo bench -p crashtest --bench trials`; docs/what-it-costs.md has the ratios.
 
 use std::fs;
 use std::hint::black_box;

@@ -194,17 +194,11 @@ fn line(one: &Counted<'_>, other: &Counted<'_>, promise: Promise) -> Line {
         promise,
         before,
         after,
-        p: (is_drawn(one) && is_drawn(other)).then(|| at_least(before, after)),
-        same_trials: !is_drawn(one) && one.report.plan == other.report.plan,
+        p: (one.row.is_drawn() && other.row.is_drawn()).then(|| at_least(before, after)),
+        same_trials: !one.row.is_drawn() && one.report.plan == other.report.plan,
         change: Change::Same,
         replay: replay.filter(|_| after.0 > 0),
     }
-}
-
-/// Whether its trials are a sample, so that chance is in its counts.
-fn is_drawn(of: &Counted<'_>) -> bool {
-    let Row { whole, derived, sweep, cells, .. } = of.row;
-    !whole && derived.is_none() && sweep.is_none() && cells.is_empty()
 }
 
 /// Says of each line what changed.

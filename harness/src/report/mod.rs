@@ -172,6 +172,12 @@ impl Row {
 }
 
 impl Row {
+    /// Whether its trials are a sample, so that chance is in its counts.
+    #[must_use]
+    pub fn is_drawn(&self) -> bool {
+        !self.whole && self.derived.is_none() && self.sweep.is_none() && self.cells.is_empty()
+    }
+
     /// Whether more than half of the runs that were struck say nothing.
     #[must_use]
     pub fn is_unclear(&self) -> bool {

@@ -284,9 +284,9 @@ fn shown(
 
 fn summary(row: &Row) -> String {
     let tally = &row.tally;
-    let of = match row.whole || row.derived.is_some() || row.sweep.is_some() {
-        true => String::new(),
-        false => format!(
+    let of = match row.is_drawn() {
+        false => String::new(),
+        true => format!(
             " (95 % interval {:.1} to {:.1} %)",
             row.interval.low * 100.0,
             row.interval.high * 100.0

@@ -17,13 +17,17 @@ const url = pathToFileURL(resolve(file)).href;
 const wrong = [];
 const must = (holds, what) => { if (!holds) { wrong.push(what); console.error(`wrong: ${what}`); } };
 
-const browser = await puppeteer.launch({
+const launch = () => puppeteer.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   headless: true,
+  pipe: true,
+  timeout: 60000,
   // Root can't use the sandbox of the browser; the background services would look for a network.
-  args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--no-first-run', '--hide-scrollbars',
+  args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu', '--disable-quic', '--no-first-run', '--hide-scrollbars',
     '--disable-background-networking', '--disable-component-update', '--disable-sync'],
 });
+// On a machine that is busy with other tests a start may take too long. That says nothing about the report.
+const browser = await launch().catch(launch).catch(launch);
 
 const open = async () => {
   const page = await browser.newPage();

@@ -32,9 +32,13 @@ def stand_in(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setenv("CRASHTEST_BINARY", str(path))
 
 
+@pytest.mark.parametrize("where", ["on CI", "at a terminal"])
 def test_the_message_is_the_failure_and_its_replay_works(
-    pytester: pytest.Pytester, in_place: str, durable: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, in_place: str, durable: str, where: str
 ) -> None:
+    monkeypatch.delenv("BUILD_NUMBER", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("CI", "true" if where == "on CI" else "")
     pytester.makepyfile(SUITE.format(programs=[in_place, durable]))
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1, passed=1)
@@ -43,6 +47,7 @@ def test_the_message_is_the_failure_and_its_replay_works(
     assert re.search(r"where:  \S*in_place\.py:1[01] in save", text), text
     # The message alone, and once: no line of the suite or of the plugin.
     assert text.count("What to do:") == 1, text
+    result.stdout.re_match_lines([r"FAILED \S+in_place\.py\] - FAIL: in_place\.py loses .*"])
     assert "crashtest.check(" not in text and "pytest_plugin.py" not in text and "hidden" not in text
     again = re.search(r"again:  (crashtest replay .*)", text)
     assert again and "--results" in again[1], text

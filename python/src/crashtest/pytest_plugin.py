@@ -13,14 +13,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crashtest import Checker, Error, Violation
 
 MACHINE_LACKS = 5
+
+
+class Found(pytest.fail.Exception):
+    """A violation, as the outcome of a test."""
 
 
 class PytestChecker(Checker):
@@ -37,7 +42,18 @@ class PytestChecker(Checker):
             if error.status != MACHINE_LACKS or os.environ.get("CRASHTEST_REQUIRE"):
                 raise
             pytest.skip(str(error))
-        pytest.fail(found, pytrace=False)
+        raise Found(found, pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Keeps the summary of a violation to its first line: all of it stands above already.
+
+    pytest cuts its summary to the width of the terminal by itself, but not on CI, nor with ``-vv``.
+    """
+    outcome = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Found):
+        outcome.get_result().longrepr.reprcrash.message = str(call.excinfo.value).partition("\n")[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -356,6 +356,9 @@ pub struct Timeline {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "The program under test")]
 pub struct About {
+    /// What reports call it [default: its script's file name, or its own]
+    #[arg(long, value_name = "NAME", requires = "program")]
+    pub name: Option<String>,
     /// Glob of its state files, relative to the trial directory; may be given more than once
     /// [default: the files that the unbroken run leaves changed]
     #[arg(long, value_name = "GLOB", requires = "program")]

@@ -161,7 +161,11 @@ fn check(options: &cli::Check) -> Result<ExitStatus> {
 
 fn record(options: &cli::Record) -> Result<ExitStatus> {
     let command = command(&options.about, &options.program)?;
-    let recording = prepare::recording(&command_name(&command), &command, options.dir.as_deref())?;
+    let recording = prepare::recording(
+        &command_name(&options.about, &command),
+        &command,
+        options.dir.as_deref(),
+    )?;
     let file = std::fs::File::create(&options.output).map_err(|error| {
         Error::usage(format!("cannot write {}: {error}", options.output.display()))
     })?;

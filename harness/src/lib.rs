@@ -1,6 +1,6 @@
 //! crashtest: kills a program while it saves its state, and shows what is left.
 //!
-//! The modules are in three layers: the vocabulary (plain data), the decisions (pure functions)
+//! In a test of your own, [`check`] is all that you need. The modules are in three layers: the vocabulary (plain data), the decisions (pure functions)
 //! and the effects. ARCHITECTURE.md has the map.
 
 pub mod errno;
@@ -58,6 +58,7 @@ pub mod unsynced;
 
 pub mod audit;
 pub mod baseline;
+mod checker;
 pub mod cli;
 pub mod commands;
 pub mod doctor;
@@ -80,3 +81,5 @@ pub mod showing;
 pub mod source;
 pub mod volume;
 pub mod worker;
+
+pub use checker::{Checker, check};

@@ -1,6 +1,7 @@
 //! Trial zero: the unbroken run. It proves that the subject works, and teaches its versions and
 //! the places where faults can strike.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -179,8 +180,26 @@ pub fn named_files(subject: &Subject) -> BTreeMap<String, String> {
         let file = Path::new(word);
         let of_machine = std::env::split_paths(&path).any(|place| file.parent() == Some(&place));
         let named = !of_machine && (word.contains('/') || file.extension().is_some());
-        let bytes = named.then(|| std::fs::read(file).ok()).flatten()?;
-        Some((word.clone(), format!("{:032x}", xxh3_128(&bytes))))
+        Some((word.clone(), named.then(|| hash_of(file)).flatten()?))
     };
     command.argv.iter().filter_map(of).collect()
+}
+
+/// The hash of what a file holds, read once as long as it is not changed: each scenario asks for it, and a
+/// program with debug information can have hundreds of MB.
+fn hash_of(file: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    /// Device, inode, size and the time of the last change.
+    type Identity = (u64, u64, u64, i64, i64);
+    thread_local! {
+        static KNOWN: RefCell<BTreeMap<Identity, String>> = RefCell::default();
+    }
+    let meta = std::fs::metadata(file).ok()?;
+    let identity = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
+    if let Some(known) = KNOWN.with_borrow(|known| known.get(&identity).cloned()) {
+        return Some(known);
+    }
+    let hash = format!("{:032x}", xxh3_128(&std::fs::read(file).ok()?));
+    KNOWN.with_borrow_mut(|known| known.insert(identity, hash.clone()));
+    Some(hash)
 }

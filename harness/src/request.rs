@@ -157,7 +157,7 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
         } else if !options.about.promise.is_empty() {
             promises = chosen(&options.about.promise, &command, own, scenario.fault)?;
         }
-        vec![(command_name(&command), Subject::Command(Box::new(command)))]
+        vec![(command_name(&options.about, &command), Subject::Command(Box::new(command)))]
     };
     Ok((subjects, promises))
 }
@@ -565,8 +565,11 @@ fn live(options: &cli::Run) -> Result<Option<Live>> {
     Ok(Some(Live { during_ms, client: options.client.clone() }))
 }
 
-/// What the table calls a program: the script that an interpreter is given, or else the program.
-pub fn command_name(command: &Command) -> String {
+/// What the table calls a program: as it is told, or the script that an interpreter is given, or the program.
+pub fn command_name(about: &cli::About, command: &Command) -> String {
+    if let Some(name) = &about.name {
+        return name.clone();
+    }
     let file_name = |argument: &String| {
         let path = std::path::Path::new(argument);
         path.file_name()

@@ -24,6 +24,7 @@ use crate::request::{new_seed, request, unknown};
 use crate::results::{self, Kept};
 use crate::run::{Request, kernel};
 use crate::scenario::Scenario;
+use crate::shard::Shard;
 use crate::source;
 use crate::subject::{Prepared, Subject};
 
@@ -79,11 +80,16 @@ pub fn examine(
         Planner::new(request.asked.seed, 0, FaultKind::Kill, request.asked.granularity, sites)
     };
     let prepared = prepare::prepare(name, subject, &lab, FaultKind::Kill, planner)?;
-    let located = located(subject, &prepared, &lab)?;
+    let kept = kept(&before);
+    let located = match compare || !kept.is_empty() {
+        true => located(subject, &prepared, &lab)?,
+        // Nobody asks for the lines of a program that is sound.
+        false => unlocated(&prepared, "it was not asked"),
+    };
     let facts = Facts {
         name,
         all: &before,
-        kept: kept(&before),
+        kept,
         trace: &prepared.trace,
         state: prepared.history.files().into_iter().cloned().collect(),
         replaces: prepared.history.versions.first().is_some_and(|first| !first.is_empty()),
@@ -122,6 +128,8 @@ fn wanted(options: &cli::Examined, strategy: Vec<String>) -> Result<cli::Run> {
         images_max: options.images_max,
         jobs: options.jobs,
         dir: options.dir.clone(),
+        // A scheduler may have shared out the tests, and each asks for all that there is.
+        shard: Some(Shard::default()),
         quiet: options.quiet,
         results: options.results.clone(),
         about: options.about.clone(),
@@ -140,11 +148,17 @@ fn recommended(wanted: &cli::Run) -> cli::Run {
 fn located(subject: &Subject, prepared: &Prepared, lab: &Lab) -> Result<Located> {
     match subject {
         Subject::Command(command) => Ok(locate::locate(command, lab)?.seen_from_here()),
-        Subject::BuiltIn { .. } | Subject::Recorded { .. } => Ok(Located {
-            trace: prepared.trace.clone(),
-            stacks: vec![Vec::new(); prepared.trace.ops.len()],
-            unknown: Some("it is a built-in strategy: `targets/src/strategy.rs`".to_owned()),
-        }),
+        Subject::BuiltIn { .. } | Subject::Recorded { .. } => {
+            Ok(unlocated(prepared, "it is a built-in strategy: `targets/src/strategy.rs`"))
+        }
+    }
+}
+
+fn unlocated(prepared: &Prepared, why: &str) -> Located {
+    Located {
+        trace: prepared.trace.clone(),
+        stacks: vec![Vec::new(); prepared.trace.ops.len()],
+        unknown: Some(why.to_owned()),
     }
 }
 

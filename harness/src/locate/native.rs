@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use addr2line::Loader;
 use framehop::{
@@ -25,7 +26,7 @@ pub struct Unwinding {
 
 /// A program or a library.
 struct Image {
-    sections: ExplicitModuleSectionInfo<Vec<u8>>,
+    sections: ExplicitModuleSectionInfo<Arc<[u8]>>,
     /// What code of the file is mapped where: offset, length and address of each segment.
     segments: Vec<(u64, u64, u64)>,
     loader: Option<Loader>,
@@ -37,7 +38,8 @@ impl Image {
         let file = object::File::parse(&*bytes).ok()?;
         let section = |name: &str| file.section_by_name(name);
         let range = |name: &str| section(name).map(|s| s.address()..s.address() + s.size());
-        let data = |name: &str| section(name)?.uncompressed_data().ok().map(|data| data.to_vec());
+        let data =
+            |name: &str| section(name)?.uncompressed_data().ok().map(|data| Arc::from(&*data));
         let sections = ExplicitModuleSectionInfo {
             text_svma: range(".text"),
             text: data(".text"),
@@ -86,7 +88,7 @@ impl Unwinding {
     pub fn look(&mut self, thread: &Stopped) -> Vec<Frame> {
         let Ok(point) = thread.stack_point() else { return Vec::new() };
         let loaded = self.loaded(thread.tid().as_raw());
-        let mut unwinder = UnwinderNative::<Vec<u8>, _>::new();
+        let mut unwinder = UnwinderNative::<Arc<[u8]>, _>::new();
         for one in &loaded {
             let name = one.path.display().to_string();
             let sections = one.image.sections.clone();

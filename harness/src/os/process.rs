@@ -13,10 +13,10 @@ use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 /// Runs `body` in a forked child, without exec, and ends the child with the status it returns.
 ///
-/// The caller's process must have one thread only: a lock held by another thread would stay
-/// locked in the child for ever. Workers and the coordinator start no threads.
+/// The caller's process must have one thread only, or others that wait and hold nothing: a lock held
+/// by another thread would stay locked in the child for ever. Workers and the coordinator start no threads.
 pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Pid> {
-    // SAFETY: the process has one thread (see above), so the child's copy of the memory is
+    // SAFETY: no other thread is at work (see above), so the child's copy of the memory is
     // consistent and the child may allocate and lock.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
@@ -26,6 +26,50 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Pid> {
             unsafe { libc::_exit(status) }
         }
     }
+}
+
+/// As [`fork_child`], in a process in which other threads do nothing but wait for this one, as the main
+/// thread of a test does. If they go on doing something, it is an error.
+pub fn fork_beside_sleepers(body: impl FnOnce() -> i32) -> io::Result<Pid> {
+    const TRIES: u32 = 1000;
+    for _ in 0..TRIES {
+        if others_sleep()? {
+            return fork_child(body);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(io::Error::other("they do not come to rest"))
+}
+
+/// Whether all other threads of this process wait in the kernel.
+fn others_sleep() -> io::Result<bool> {
+    let this = nix::unistd::gettid().to_string();
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let task = task?;
+        if task.file_name() == *this {
+            continue;
+        }
+        // One that has ended meanwhile has no state any more, and holds nothing.
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if state.is_some_and(|state| state != 'S') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Has SIGTERM sent to this process when the thread ends that has started it.
+pub fn end_with_parent() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)
+}
+
+/// Prints to another descriptor of this process from now on.
+pub fn stdout_from(fd: i32) -> io::Result<()> {
+    // SAFETY: dup2 takes two numbers; one that is no open descriptor is an error.
+    let copied = unsafe { libc::dup2(fd, libc::STDOUT_FILENO) };
+    Errno::result(copied)?;
+    Ok(())
 }
 
 /// As [`fork_child`], for a child that is soon killed or replaced by a program: at once, without

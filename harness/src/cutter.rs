@@ -45,6 +45,8 @@ const MODEL_STATES_MAX: u64 = 20_000;
 /// One recording to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Unit {
+    /// Its number in the plan, from which follows what is drawn of it, whoever does it and when.
+    pub piece: u64,
     /// Of which subject.
     pub subject: usize,
     /// On which file system.
@@ -250,7 +252,7 @@ impl<'a> Cutter<'a> {
         let made = self.record(unit)?;
         let model = self.model(unit, &made.recorded, Whole::Blocks)?;
         let torn = self.model(unit, &made.recorded, Whole::Sectors)?;
-        let chosen = self.images(unit, &made, unit.images_max, n);
+        let chosen = self.images(unit, &made);
         let acks = made.acked.len() as u64;
         let mut cut = Cut { n, acks, prefixes: chosen.prefixes, ..Cut::default() };
         cut.allowed = model.as_ref().map(|model| {
@@ -275,8 +277,8 @@ impl<'a> Cutter<'a> {
     }
 
     /// Which images of a recording are looked at.
-    fn images(&self, unit: &Unit, made: &Made<'_>, most: usize, n: u64) -> Images {
-        let seed = self.request.asked.seed.0 ^ n;
+    fn images(&self, unit: &Unit, made: &Made<'_>) -> Images {
+        let (most, seed) = (unit.images_max, self.request.asked.seed.0 ^ unit.piece);
         match self.is_live(unit) {
             true => Images { images: moments(&made.log, most, seed), prefixes: false },
             false => images(&made.log, most, seed, made.brought),
@@ -469,7 +471,7 @@ impl<'a> Cutter<'a> {
         for (n, unit) in self.units.iter().enumerate() {
             let made = self.record(unit)?;
             let same = Some(cut.image.clone()).filter(|image| n == 0 && image.fits(&made.log));
-            let others = self.images(unit, &made, unit.images_max, 0).images;
+            let others = self.images(unit, &made).images;
             let mut here: Option<(Likeness, Image, Outcome)> = None;
             for image in same.into_iter().chain(others) {
                 let Some(outcome) = self.look(unit, &made, image.clone(), &mut Cut::default())?

@@ -32,7 +32,6 @@ impl Part {
             false => None,
         };
         if let Some(report) = &report
-            && report.complete
             && report.checksum != directory.checksum()?
         {
             let what =
@@ -94,13 +93,23 @@ pub fn merge(directories: Vec<RunDirectory>, root: &Path, partial: bool) -> Resu
     plan.kernel = kernels.into_iter().collect::<Vec<_>>().join(", ");
     let scenario = &plan.asked.scenario.name;
     let directory = RunDirectory::create(root, scenario, Shard::default())?;
-    directory.write_plan(&plan)?;
+    let merged = merge_into(&directory, &plan, &parts, missing.is_empty());
+    if merged.is_err() {
+        // Half a run would be found by whoever looks for all of them.
+        let _ = fs::remove_dir_all(directory.path());
+    }
+    merged
+}
+
+/// Puts parts together in a directory of their own.
+fn merge_into(directory: &RunDirectory, plan: &Plan, parts: &[Part], all: bool) -> Result<Report> {
+    directory.write_plan(plan)?;
     let mut log = match plan.asked.fault.is_power() {
         true => directory.append_units()?,
         false => directory.append_all_outcomes()?,
     };
     let (rows, whole) =
-        rows(&plan, &parts, &mut |line| log.write_all(line).context("keep an outcome"))?;
+        rows(plan, parts, &mut |line| log.write_all(line).context("keep an outcome"))?;
     log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
     for id in named(&rows) {
         let from = parts.iter().map(|part| part.directory.violation(id)).find(|path| path.is_dir());
@@ -109,8 +118,8 @@ pub fn merge(directories: Vec<RunDirectory>, root: &Path, partial: bool) -> Resu
         let copied = fs::create_dir_all(&to).and_then(|()| lab::copy_tree(&from, &to));
         copied.context(format_args!("copy {}", from.display()))?;
     }
-    let mut report = head(&plan, &parts, &directory)?;
-    report.complete = whole && missing.is_empty();
+    let mut report = head(plan, parts, directory)?;
+    report.complete = whole && all;
     report.subjects = rows;
     directory.write_report(&report)?;
     Ok(report)

@@ -23,6 +23,8 @@ pub struct Plan {
     pub schema: u32,
     /// What names it: the same for all parts of a run, and for two runs with the same trials.
     pub id: String,
+    /// A hash of all that is written here, as long as it is not changed.
+    pub seal: String,
     /// The version of crashtest.
     pub crashtest: String,
     /// The command line.
@@ -91,6 +93,13 @@ impl Plan {
         let subjects: Vec<_> = self.subjects.iter().map(planned).collect();
         let content = serde_json::to_vec(&(self.schema, &self.crashtest, &self.asked, subjects));
         format!("{:012x}", xxh3_64(&content.unwrap_or_default()) >> 16)
+    }
+
+    /// The hash of all of it but of itself.
+    #[must_use]
+    pub fn sealed(&self) -> String {
+        let content = serde_json::to_vec(&Self { seal: String::new(), ..self.clone() });
+        format!("{:016x}", xxh3_64(&content.unwrap_or_default()))
     }
 
     /// What there is to do, for one part of the run.

@@ -94,8 +94,14 @@ pub fn units_again(
         recordings.extend(others.into_iter().filter(|other| *other != cut.write_back));
     }
     let start = disks.start_of(cut.fs);
-    let unit =
-        |write_back| Unit { subject: 0, fs: cut.fs, start, write_back, images_max: AGAIN_MAX };
+    let unit = |write_back| Unit {
+        piece: 0,
+        subject: 0,
+        fs: cut.fs,
+        start,
+        write_back,
+        images_max: AGAIN_MAX,
+    };
     recordings.into_iter().map(unit).collect()
 }
 
@@ -150,10 +156,10 @@ pub fn cut(
 ) -> Result<Completion> {
     let disks = Disks::start(&request.asked.disk, lab)?;
     let pieces = pieces(plan);
-    let of = |n: &u64| usize::try_from(*n).ok().and_then(|n| pieces.get(n));
-    let unit = |piece: &Piece| {
-        let Piece { subject, fs, write_back, images_max } = *piece;
-        Unit { subject, fs, start: disks.start_of(fs), write_back, images_max }
+    let of = |n: &u64| Some((*n, pieces.get(usize::try_from(*n).ok()?)?));
+    let unit = |(piece, one): (u64, &Piece)| {
+        let Piece { subject, fs, write_back, images_max } = *one;
+        Unit { piece, subject, fs, start: disks.start_of(fs), write_back, images_max }
     };
     let units: Vec<Unit> = todo.iter().filter_map(of).map(unit).collect();
     let mut pool = Pool::start(request.place.jobs.min(units.len()), true, |index| {

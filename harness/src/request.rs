@@ -48,7 +48,8 @@ pub fn request(options: &cli::Run) -> Result<Request> {
         verbose: options.verbose,
         keep: options.keep,
     };
-    let command_line = std::env::args().collect();
+    let words = std::env::args_os();
+    let command_line = words.map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(name) = &options.resume {
         let directory = RunDirectory::open(&options.results.root, name)?;
         let plan = directory.read_plan()?;
@@ -97,7 +98,10 @@ pub fn request(options: &cli::Run) -> Result<Request> {
 fn shard(options: &cli::Run, fault: FaultKind) -> Result<Shard> {
     let named = match options.shard {
         Some(shard) => Some(("--shard".to_owned(), shard)),
-        None => shard::from_environment(|name| std::env::var(name).ok())?,
+        None => shard::from_environment(|name| {
+            // What is no text is no number either, and is said to be none.
+            std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+        })?,
     };
     let Some(named) = named else { return Ok(Shard::default()) };
     let told = shard::Told {

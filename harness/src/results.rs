@@ -28,7 +28,7 @@ use crate::trial::Trial;
 use crate::verdict::{Promise, Violation};
 
 /// The version of all JSON that is kept.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 /// Where runs are kept unless the user says otherwise.
 pub const DEFAULT_ROOT: &str = "results/runs";
 const PLAN: &str = "plan.json";
@@ -148,18 +148,36 @@ impl RunDirectory {
 
     /// Keeps the plan.
     pub fn write_plan(&self, plan: &Plan) -> Result<()> {
-        write_json(&self.path.join(PLAN), plan)
+        let seal = plan.sealed();
+        write_json(&self.path.join(PLAN), &Plan { seal, ..plan.clone() })
     }
 
     /// Reads the plan; one that was edited is refused.
     pub fn read_plan(&self) -> Result<Plan> {
         let path = self.path.join(PLAN);
         let plan: Plan = read_json(&path)?;
-        if plan.id != plan.name() {
+        if plan.id != plan.name() || plan.seal != plan.sealed() {
             return Err(Error::usage(format!("{} is not as it was written", path.display()))
                 .help("it was edited; run the scenario again"));
         }
         Ok(plan)
+    }
+
+    /// Lets a run that has said something go on: what came of its trials must be as it was written, and what it
+    /// said does not hold any more.
+    pub fn go_on(&self) -> Result<()> {
+        if !self.has_report() {
+            return Ok(());
+        }
+        if self.read_report()?.checksum != self.checksum()? {
+            let what =
+                format!("the outcomes in {} are not as they were written", self.path.display());
+            return Err(
+                Error::usage(what).help("they were cut short or edited; start the run anew")
+            );
+        }
+        let path = self.path.join(REPORT);
+        fs::remove_file(&path).context(format_args!("remove {}", path.display()))
     }
 
     /// Keeps the report.
@@ -229,11 +247,8 @@ impl RunDirectory {
     }
 
     /// Reads the outcomes of a run that goes on, and drops a last line that was cut.
-    pub fn recall_outcomes(&self, mut each: impl FnMut(Record)) -> Result<()> {
-        let whole = self.read_lines(OUTCOMES, |record, _| {
-            each(record);
-            Ok(())
-        })?;
+    pub fn recall_outcomes(&self, mut each: impl FnMut(Record) -> Result<()>) -> Result<()> {
+        let whole = self.read_lines(OUTCOMES, |record, _| each(record))?;
         self.shorten(OUTCOMES, whole)
     }
 
@@ -242,12 +257,16 @@ impl RunDirectory {
         self.read_lines(UNITS, each).map(|_| ())
     }
 
-    /// Reads those of a run that goes on, by their number, and drops a last line that was cut.
-    pub fn recall_units(&self) -> Result<BTreeMap<u64, Found>> {
+    /// Reads those of a run that goes on, by their number, and drops a last line that was cut; what is not of
+    /// this part of the run is refused.
+    pub fn recall_units(&self, shard: Shard) -> Result<BTreeMap<u64, Found>> {
         let mut found = BTreeMap::new();
         let whole = self.read_lines(UNITS, |unit: Unit, _| {
-            found.insert(unit.unit, unit.found);
-            Ok(())
+            let n = unit.unit;
+            match shard.owns(n) && found.insert(n, unit.found).is_none() {
+                true => Ok(()),
+                false => Err(mixed(n)),
+            }
         })?;
         self.shorten(UNITS, whole)?;
         Ok(found)
@@ -325,6 +344,13 @@ impl RunDirectory {
     }
 }
 
+/// A trial or a piece that is not of the part of the run that it is kept in, or is there twice.
+#[must_use]
+pub fn mixed(n: u64) -> Error {
+    Error::usage(format!("outcome {n} is not of this plan, or is there twice"))
+        .help("the results were changed by hand, or mixed; start the run anew")
+}
+
 /// Finds a kept violation by its id, or by the beginning of it; and the directory of what
 /// survived.
 pub fn find_kept(root: &Path, id: &str) -> Result<(Kept, PathBuf)> {
@@ -392,8 +418,10 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
             Err(Error::usage(format!("{} has schema version {other}", path.display()))
                 .help(format!("this crashtest reads version {SCHEMA}; run the scenario again")))
         }
-        (Err(error), _) => Err(Error::usage(format!("{} is damaged: {error}", path.display()))),
-        (_, Err(error)) => Err(Error::usage(format!("{} is damaged: {error}", path.display()))),
+        (Err(error), _) | (_, Err(error)) => {
+            Err(Error::usage(format!("{} is damaged: {error}", path.display()))
+                .help("it was cut short or edited; run the scenario again"))
+        }
         (Ok(_), Ok(_)) => Err(Error::internal("a schema version was read in two ways")),
     }
 }
@@ -436,10 +464,18 @@ mod tests {
         log.write_all(b"{\"n\":3,\"subj").unwrap();
         drop(log);
         let mut seen = Vec::new();
-        run.recall_outcomes(|record| seen.push(record.n)).unwrap();
+        let mut see = |record: Record| {
+            seen.push(record.n);
+            Ok(())
+        };
+        run.recall_outcomes(&mut see).unwrap();
         run.append_outcomes().unwrap().write_all(b"").unwrap();
         let mut again = Vec::new();
-        run.recall_outcomes(|record| again.push(record.n)).unwrap();
+        run.recall_outcomes(|record| {
+            again.push(record.n);
+            Ok(())
+        })
+        .unwrap();
         assert_eq!((seen, again), (vec![0, 1, 2], vec![0, 1, 2]));
     }
 
@@ -448,7 +484,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = RunDirectory::create(root.path(), "x", Shard::default()).unwrap();
         run.append_outcomes().unwrap().write_all(b"{}\n").unwrap();
-        let error = run.recall_outcomes(|_| {}).unwrap_err();
+        let error = run.recall_outcomes(|_| Ok(())).unwrap_err();
         assert!(error.message.contains("outcomes.jsonl:1: not an outcome"), "{error}");
     }
 

@@ -10,7 +10,7 @@ use crate::asked::Asked;
 use crate::assemble::{self, Found, Unit};
 use crate::books::Books;
 use crate::disk::plan::Cutting;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::exhaustive::Exhausted;
 use crate::exit_status::ExitStatus;
 use crate::fault::{FaultKind, PowerCut};
@@ -28,7 +28,7 @@ use crate::prepare;
 use crate::progress::Progress;
 use crate::record::{Brief, Record};
 use crate::report::{MODEL, Report, Row};
-use crate::results::{Kept, RunDirectory, SCHEMA};
+use crate::results::{self, Kept, RunDirectory, SCHEMA};
 use crate::scenario::Scenario;
 use crate::shard::Shard;
 use crate::subject::{Prepared, Subject};
@@ -104,7 +104,10 @@ fn attempt(request: &Request, lab: &Lab) -> Result<Report> {
         (None, _) => begin(request, &plan)?,
     };
     match &earlier {
-        Some(earlier) => earlier.check_unchanged(&plan)?,
+        Some(earlier) => {
+            earlier.check_unchanged(&plan)?;
+            directory.go_on()?;
+        }
         None => directory.write_plan(&plan)?,
     }
     // What was planned counts, however long this machine took now.
@@ -141,18 +144,15 @@ fn trial_rows(
 ) -> Result<(Vec<Row>, Done)> {
     let mut books = Books::new(plan);
     let mut agenda = plan.agenda(plan.shard);
-    let mut foreign = None;
+    let shared = !plan.asked.fault.is_swept();
     directory.recall_outcomes(|record| {
-        if !of_this_plan(&record, prepared) {
-            foreign = Some(record.n);
-        } else if agenda.recall(&record) {
-            books.enter(&record);
+        let own = !shared || plan.shard.owns(record.n);
+        if !own || !of_this_plan(&record, prepared) || !agenda.recall(&record) {
+            return Err(results::mixed(record.n));
         }
+        books.enter(&record);
+        Ok(())
     })?;
-    if let Some(n) = foreign {
-        return Err(Error::usage(format!("outcome {n} is not of this plan"))
-            .help("the results were changed by hand, or mixed; start the run anew"));
-    }
     let done = trials(request, lab, prepared, directory, &mut agenda, &mut books)?;
     Ok((assemble::trial_rows(plan, books, &agenda), done))
 }
@@ -216,6 +216,7 @@ fn plan(request: &Request, prepared: &[Prepared], exhausted: Vec<Option<Exhauste
     let mut plan = Plan {
         schema: SCHEMA,
         id: String::new(),
+        seal: String::new(),
         crashtest: env!("CARGO_PKG_VERSION").to_owned(),
         command_line: request.command_line.clone(),
         kernel: kernel(),
@@ -350,7 +351,7 @@ fn power_rows(
     directory: &RunDirectory,
 ) -> Result<(Vec<Row>, Done)> {
     let started = Instant::now();
-    let mut found = directory.recall_units()?;
+    let mut found = directory.recall_units(plan.shard)?;
     let own = (0..assemble::units(plan)).filter(|n| plan.shard.owns(*n));
     let todo: Vec<u64> = own.filter(|n| !found.contains_key(n)).collect();
     let mut log = directory.append_units()?;

@@ -13,11 +13,30 @@ use crate::error::{Error, Result};
 /// One of so many parts of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(try_from = "Written")]
 pub struct Shard {
     /// Which one, from 0.
     index: u32,
     /// Of how many.
     of: u32,
+}
+
+/// A part as it is written down, which may have been edited.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Written {
+    /// Which one, from 0.
+    index: u32,
+    /// Of how many.
+    of: u32,
+}
+
+impl TryFrom<Written> for Shard {
+    type Error = String;
+
+    fn try_from(Written { index, of }: Written) -> std::result::Result<Self, String> {
+        Self::new(index, of).ok_or_else(|| format!("there is no shard {index} of {of}"))
+    }
 }
 
 /// The most parts of a run.
@@ -93,11 +112,15 @@ impl FromStr for Shard {
 /// Where a part is named, and which one it is.
 pub type Named = (String, Shard);
 
+/// Says of how many parts this is one, where a scheduler does not.
+const SHARDS: &str = "CRASHTEST_SHARDS";
+
 /// What the environment says, if it says that this is a part of a run. `get` reads a variable of it.
 ///
 /// `CRASHTEST_SHARD` has `I/N`. `TEST_SHARD_INDEX` and `TEST_TOTAL_SHARDS` are Bazel's, the others those
 /// of a job array of Slurm and of an indexed job of Kubernetes, of which the latter does not tell how many
-/// there are: `CRASHTEST_SHARDS` does.
+/// there are: `CRASHTEST_SHARDS` does. That also tells one task of an array, which runs again by itself, of
+/// how many it was: its number is then counted from 0.
 pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Option<Named>> {
     if let Some(text) = get("CRASHTEST_SHARD") {
         return Ok(Some(("CRASHTEST_SHARD".to_owned(), text.parse()?)));
@@ -105,7 +128,7 @@ pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Option<N
     let schedulers = [
         ("TEST_SHARD_INDEX", None, "TEST_TOTAL_SHARDS"),
         ("SLURM_ARRAY_TASK_ID", Some("SLURM_ARRAY_TASK_MIN"), "SLURM_ARRAY_TASK_COUNT"),
-        ("JOB_COMPLETION_INDEX", None, "CRASHTEST_SHARDS"),
+        ("JOB_COMPLETION_INDEX", None, SHARDS),
     ];
     for (index_name, first_name, count_name) in schedulers {
         let Some(index) = get(index_name) else { continue };
@@ -119,14 +142,22 @@ pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Option<N
             let wrong = |_| wrong(format!("{name} is `{text}`, which is no number"));
             text.trim().parse::<u32>().map_err(wrong)
         };
-        let count = get(count_name).ok_or_else(|| wrong(format!("{count_name} is not set")))?;
+        let said = get(SHARDS).map(|count| (SHARDS, count));
+        let (count_name, count) = said
+            .or_else(|| Some((count_name, get(count_name)?)))
+            .ok_or_else(|| wrong(format!("{count_name} is not set")))?;
         let (index, count) = (number(index_name, &index)?, number(count_name, &count)?);
-        let first = match first_name.and_then(|name| Some((name, get(name)?))) {
-            Some((name, text)) => number(name, &text)?,
-            None => 0,
+        let of_array = |name: &str, otherwise| match get(name) {
+            Some(text) if first_name.is_some() && count_name != SHARDS => number(name, &text),
+            _ => Ok(otherwise),
         };
-        let step = get("SLURM_ARRAY_TASK_STEP").filter(|_| first_name.is_some());
-        let step = step.and_then(|step| step.parse::<u32>().ok()).unwrap_or(1).max(1);
+        let first = of_array(first_name.unwrap_or_default(), 0)?;
+        let step = of_array("SLURM_ARRAY_TASK_STEP", 1)?.max(1);
+        if count == 1 && first > 0 {
+            return Err(wrong(format!("{index_name} is {index} in an array of one task")).help(
+                "if this task was one of several, set CRASHTEST_SHARDS to how many; else give --shard 1/1",
+            ));
+        }
         let shard = index.checked_sub(first).and_then(|past| Shard::new(past / step, count));
         let what = format!("{index_name} is {index}, but there are {count} shards by {count_name}");
         return Ok(Some((index_name.to_owned(), shard.ok_or_else(|| wrong(what))?)));
@@ -219,6 +250,26 @@ mod tests {
         assert_eq!(told(&kubernetes).unwrap().as_deref(), Some("4/4"));
         let all: Vec<_> = [("CRASHTEST_SHARD", "7/8")].into_iter().chain(bazel).collect();
         assert_eq!(told(&all).unwrap().as_deref(), Some("7/8"));
+    }
+
+    #[test]
+    fn a_task_that_runs_again_by_itself_is_no_run_of_its_own() {
+        let alone = [
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_COUNT", "1"),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+        ];
+        let why = told(&alone).unwrap_err();
+        assert!(why.to_string().contains("set CRASHTEST_SHARDS"), "{why}");
+        let of: Vec<_> = alone.into_iter().chain([("CRASHTEST_SHARDS", "16")]).collect();
+        assert_eq!(told(&of).unwrap().as_deref(), Some("4/16"));
+    }
+
+    #[test]
+    fn a_part_that_was_edited_is_none() {
+        assert!(serde_json::from_str::<Shard>(r#"{"index": 0, "of": 0}"#).is_err());
+        assert!(serde_json::from_str::<Shard>(r#"{"index": 2, "of": 2}"#).is_err());
+        assert!(serde_json::from_str::<Shard>(r#"{"index": 1, "of": 2}"#).is_ok());
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn a_part_that_was_cut_short_edited_or_is_of_another_version_is_refused() {
     let said = fs::read_to_string(&plan).unwrap();
     fs::write(&plan, said.replace("\"trials\": 30", "\"trials\": 31")).unwrap();
     assert!(refused(results.path(), &all).contains("is not as it was written"));
-    fs::write(&plan, said.replacen("\"schema\": 3", "\"schema\": 2", 1)).unwrap();
+    fs::write(&plan, said.replacen("\"schema\": 4", "\"schema\": 2", 1)).unwrap();
     assert!(refused(results.path(), &all).contains("schema version 2"));
     fs::write(&plan, said).unwrap();
     assert_eq!(run_in(results.path(), &["merge", "parts"]).status.code(), Some(0));

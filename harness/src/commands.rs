@@ -17,6 +17,7 @@ use crate::prepare;
 use crate::recording::Recording;
 use crate::replay;
 use crate::report;
+use crate::report::harmless::escaped;
 use crate::report::timeline;
 use crate::request::{command, command_name, request};
 use crate::results;
@@ -218,7 +219,10 @@ fn list_text(list: &cli::List) -> String {
                     let what = first.map(|v| v.detail.as_str()).unwrap_or_default();
                     text += &format!(
                         "{}  {}: {}: {what}\n",
-                        kept.id, kept.trial.subject, kept.trial.fault
+                        kept.id,
+                        escaped(&kept.trial.subject),
+                        escaped(&kept.trial.fault.to_string()),
+                        what = escaped(what)
                     );
                 }
             }

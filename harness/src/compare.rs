@@ -11,7 +11,9 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::all::{All, One};
+use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
+use crate::report::power::Cell;
 use crate::report::{Report, Row};
 use crate::tally::Tally;
 use crate::verdict::Promise;
@@ -97,6 +99,39 @@ impl Change {
     }
 }
 
+/// Refuses what says something else than a run of its own would: parts of a run, and runs that were
+/// interrupted, have other rates than the whole, and of two of one name it can't be said which is meant.
+pub fn comparable(all: &All, name: &str) -> Result<()> {
+    for report in all.reports() {
+        let what = match () {
+            () if !report.shard.is_whole() => format!("is shard {} of a run", report.shard),
+            () if !report.complete => "is not complete".to_owned(),
+            () => continue,
+        };
+        return Err(Error::usage(format!("{name} can't be compared: {} {what}", report.scenario))
+            .help("go on with it (`run --resume`), or merge all of its shards"));
+    }
+    let counted = counted(all);
+    for (n, one) in counted.iter().enumerate() {
+        let (scenario, subject) = (&one.scenario, one.subject);
+        if counted[..n].iter().any(|other| (&other.scenario, other.subject) == (scenario, subject))
+        {
+            return Err(Error::usage(format!(
+                "{name} can't be compared: {subject} is there twice in {scenario}"
+            ))
+            .help("compare one run at a time, or tell them apart by --name"));
+        }
+        let most = one.tally.broken.values().max().copied().unwrap_or(0);
+        if most > one.tally.judged() {
+            let what = format!(
+                "{name} is no report: {subject} in {scenario} broke more often than it was judged"
+            );
+            return Err(Error::usage(what).help("it was edited; write it anew"));
+        }
+    }
+    Ok(())
+}
+
 /// What is counted together: all of a subject in a scenario, or on one profile of it.
 struct Counted<'a> {
     scenario: String,
@@ -104,6 +139,7 @@ struct Counted<'a> {
     tally: &'a Tally,
     report: &'a Report,
     row: &'a Row,
+    cell: Option<&'a Cell>,
 }
 
 /// Compares; `alpha` is how often chance may look like something that got worse.
@@ -122,6 +158,7 @@ pub fn compare(before: &All, after: &All, alpha: f64) -> Comparison {
         };
         for promise in &one.report.promises {
             match (one.tally.judged(), other.tally.judged()) {
+                (0, 0) => {}
                 (0, _) => {
                     new.push(format!("{} of {} in {}", promise.name(), one.subject, one.scenario))
                 }
@@ -168,11 +205,19 @@ fn counted(all: &All) -> Vec<Counted<'_>> {
             let subject = row.name.as_str();
             if row.cells.is_empty() {
                 let scenario = report.scenario.clone();
-                counted.push(Counted { scenario, subject, tally: &row.tally, report, row });
+                counted.push(Counted {
+                    scenario,
+                    subject,
+                    tally: &row.tally,
+                    report,
+                    row,
+                    cell: None,
+                });
             }
             for cell in &row.cells {
                 let scenario = format!("{} on {}", report.scenario, cell.profile);
-                counted.push(Counted { scenario, subject, tally: &cell.tally, report, row });
+                let tally = &cell.tally;
+                counted.push(Counted { scenario, subject, tally, report, row, cell: Some(cell) });
             }
         }
     }
@@ -183,7 +228,12 @@ fn line(one: &Counted<'_>, other: &Counted<'_>, promise: Promise) -> Line {
     let counts =
         |of: &Counted<'_>| (of.tally.broken.get(&promise).copied().unwrap_or(0), of.tally.judged());
     let (before, after) = (counts(one), counts(other));
-    let replay = crate::report::next::example(other.row, promise).map(|id| {
+    let example = match other.cell {
+        // Of a file system one on that, and no other.
+        Some(cell) => cell.findings.iter().find(|f| f.kind.promise() == promise).map(|f| &*f.id),
+        None => crate::report::next::example(other.row, promise),
+    };
+    let replay = example.map(|id| {
         let (command, place) =
             (crate::report::table::called(other.report), crate::report::table::place(other.report));
         format!("{command} replay {id}{place}")
@@ -314,7 +364,14 @@ pub fn render(comparison: &Comparison) -> String {
 /// With which status a run ends that is measured by an earlier one.
 #[must_use]
 pub fn status(after: &All, comparison: &Comparison) -> ExitStatus {
+    // A promise that is broken hides that of something else nothing is known.
+    let unclear = |report: &Report| report.status() == ExitStatus::NothingStruck;
     match after.status() {
+        ExitStatus::AsExpected | ExitStatus::Unexpected
+            if !comparison.worse && after.reports().any(unclear) =>
+        {
+            ExitStatus::NothingStruck
+        }
         ExitStatus::AsExpected | ExitStatus::Unexpected if comparison.worse => {
             ExitStatus::Unexpected
         }

@@ -6,10 +6,14 @@ use std::fmt::Display;
 #[must_use]
 pub fn plain(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let special = |c: char| matches!(c, '<' | '>' | '*' | '`' | '|' | '\\');
+    let special = |c: char| matches!(c, '<' | '>' | '*' | '`' | '|' | '\\' | '[' | ']' | '~' | '&');
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     let mut plain = String::new();
-    for c in line.chars() {
-        if special(c) {
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        // Inside of a word a line below means nothing, and names are full of them.
+        let inside = is_word(plain.chars().next_back()) && is_word(chars.peek().copied());
+        if special(c) || (c == '_' && !inside) {
             plain.push('\\');
         }
         plain.push(c);
@@ -34,4 +38,19 @@ pub fn code(what: &impl Display) -> String {
 #[must_use]
 pub fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn names_are_no_images_no_links_and_no_emphasis() {
+        assert_eq!(
+            plain("![x](https:e.example) __b__ ~~s~~"),
+            "!\\[x\\](https:e.example) \\_\\_b\\_\\_ \\~\\~s\\~\\~"
+        );
+        assert_eq!(plain("&lt;b&gt; <b>"), "\\&lt;b\\&gt; \\<b\\>");
+        assert_eq!(plain("in_place.py:10"), "in_place.py:10");
+    }
 }

@@ -1,7 +1,7 @@
 //! What is done with a report: printed, written in other forms, compared with an earlier one.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::all::{All, One};
@@ -11,6 +11,8 @@ use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::merge;
 use crate::page;
+use crate::report::harmless::harmless;
+use crate::report::layout::Screen;
 use crate::report::{self, Report, github, html, junit, summary, table};
 use crate::results::{self, RunDirectory, SCHEMA};
 
@@ -31,14 +33,6 @@ pub fn json(what: &impl serde::Serialize) -> Result<()> {
     print(&format!("{json}\n")).map(|_| ())
 }
 
-/// The width of the terminal, if stdout is one.
-#[must_use]
-pub fn terminal_width() -> Option<u16> {
-    let on_terminal = std::io::stdout().is_terminal();
-    let columns = || std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    on_terminal.then(|| columns().unwrap_or(120).max(40))
-}
-
 /// What came of one scenario, as of several.
 #[must_use]
 pub fn alone(report: Report) -> All {
@@ -48,7 +42,11 @@ pub fn alone(report: Report) -> All {
 /// What a run is measured by besides the expectations of its scenario: read before it begins, so that it is
 /// not in vain.
 pub fn baseline(formats: &cli::Formats, root: &Path) -> Result<Option<All>> {
-    formats.baseline.as_deref().map(|name| read(name, root)).transpose()
+    let baseline = formats.baseline.as_deref().map(|name| read(name, root)).transpose()?;
+    if let (Some(all), Some(name)) = (&baseline, &formats.baseline) {
+        compare::comparable(all, name)?;
+    }
+    Ok(baseline)
 }
 
 /// Prints what was found and writes it in all forms that are asked for; says with which status that ends.
@@ -58,29 +56,51 @@ pub fn show(
     as_json: bool,
     baseline: Option<&All>,
 ) -> Result<ExitStatus> {
-    let comparison = baseline.map(|before| compare::compare(before, all, compare::ALPHA));
+    // What is not all there can't be compared, and its status says so.
+    let whole = all.reports().all(|report| report.complete && report.shard.is_whole());
+    let comparison = match baseline.filter(|_| whole) {
+        Some(before) => {
+            compare::comparable(all, "this run")?;
+            Some(compare::compare(before, all, compare::ALPHA))
+        }
+        None => None,
+    };
     match (as_json, &all.scenarios[..]) {
         (true, [(_, One::Ran(report))]) => json(&**report)?,
         (true, _) => json(all)?,
         (false, [(_, One::Ran(report))]) => {
-            print(&table::render(report, terminal_width()))?;
-            eprintln!("{}", table::how(report));
+            let report = harmless(&**report)?;
+            print(&table::render(&report, Screen::of_stdout()))?;
+            eprintln!("{}", table::how(&report));
         }
         (false, _) => {
-            print(&report::all::render(all, terminal_width()))?;
+            print(&report::all::render(&harmless(all)?, Screen::of_stdout()))?;
         }
     }
-    if let (Some(comparison), false) = (&comparison, as_json) {
-        print(&format!("compared with the baseline:\n{}", compare::render(comparison)))?;
+    if let Some(comparison) = &comparison {
+        let text =
+            format!("compared with the baseline:\n{}", compare::render(&harmless(comparison)?));
+        beside(as_json, &text)?;
     }
-    write(all, formats)?;
+    write(all, formats, as_json)?;
     Ok(match &comparison {
         None => all.status(),
         Some(comparison) => compare::status(all, comparison),
     })
 }
 
-fn write(all: &All, formats: &cli::Formats) -> Result<()> {
+/// Prints to stdout, or beside the JSON that is there alone.
+fn beside(as_json: bool, text: &str) -> Result<()> {
+    match as_json {
+        false => print(text).map(|_| ()),
+        true => {
+            eprint!("{text}");
+            Ok(())
+        }
+    }
+}
+
+fn write(all: &All, formats: &cli::Formats, as_json: bool) -> Result<()> {
     let unwritable = |path: &Path, error| {
         Error::usage(format!("cannot write {}: {error}", path.display()))
             .help("name a file in a directory that is there")
@@ -94,8 +114,9 @@ fn write(all: &All, formats: &cli::Formats) -> Result<()> {
     }
     let mut summaries: Vec<PathBuf> = formats.markdown.clone().into_iter().collect();
     if formats.github {
-        for line in github::annotations(all) {
-            print(&format!("{line}\n"))?;
+        for line in github::annotations(&harmless(all)?) {
+            // GitHub reads both.
+            beside(as_json, &format!("{line}\n"))?;
         }
         summaries.extend(std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from));
     }
@@ -147,12 +168,18 @@ pub fn compare(options: &cli::Compare) -> Result<ExitStatus> {
     }
     let root = &options.results.root;
     let (before, after) = (read(&options.before, root)?, read(&options.after, root)?);
+    compare::comparable(&before, &options.before)?;
+    compare::comparable(&after, &options.after)?;
     let comparison: Comparison = compare::compare(&before, &after, options.alpha);
     match options.json {
         true => json(&comparison)?,
-        false => print(&compare::render(&comparison)).map(|_| ())?,
+        false => print(&compare::render(&harmless(&comparison)?)).map(|_| ())?,
     }
-    Ok(if comparison.worse { ExitStatus::Unexpected } else { ExitStatus::AsExpected })
+    Ok(match compare::status(&after, &comparison) {
+        ExitStatus::NothingStruck => ExitStatus::NothingStruck,
+        _ if comparison.worse => ExitStatus::Unexpected,
+        _ => ExitStatus::AsExpected,
+    })
 }
 
 /// An earlier report: a file with what `--json` printed, or a kept run.
@@ -172,14 +199,17 @@ fn read(name: &str, root: &Path) -> Result<All> {
             .help("write it anew with `crashtest run --json`")
     };
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
-    if value.get("scenarios").is_some() {
-        return serde_json::from_value(value).map_err(damaged);
-    }
-    match value.get("schema").and_then(serde_json::Value::as_u64) {
-        Some(schema) if schema != u64::from(SCHEMA) => {
-            Err(Error::usage(format!("{name} has schema version {schema}"))
-                .help(format!("this crashtest reads version {SCHEMA}; write it anew")))
+    let ran = value.get("scenarios").and_then(serde_json::Value::as_array);
+    let ran = ran.into_iter().flatten().filter_map(|one| one.get(1)?.get("ran"));
+    for report in ran.chain([&value]) {
+        let schema = report.get("schema").and_then(serde_json::Value::as_u64);
+        if let Some(schema) = schema.filter(|schema| *schema != u64::from(SCHEMA)) {
+            return Err(Error::usage(format!("{name} has schema version {schema}"))
+                .help(format!("this crashtest reads version {SCHEMA}; write it anew")));
         }
-        _ => serde_json::from_value(value).map_err(damaged).map(alone),
+    }
+    match value.get("scenarios") {
+        Some(_) => serde_json::from_value(value).map_err(damaged),
+        None => serde_json::from_value(value).map_err(damaged).map(alone),
     }
 }

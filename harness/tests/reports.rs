@@ -191,8 +191,8 @@ fn a_mended_program_is_no_worse_where_states_are_enumerated() {
 fn what_is_no_report_is_refused_before_anything_runs() {
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("old.json"), "{\"schema\": 1}").unwrap();
-    fs::write(place.path().join("cut.json"), "{\"schema\": 3, \"sub").unwrap();
-    let unknown = "{\"schema\": 3, \"subjects\": [{\"expectation\": {\"keeps\": [\"atomci\"]}}]}";
+    fs::write(place.path().join("cut.json"), "{\"schema\": 4, \"sub").unwrap();
+    let unknown = "{\"schema\": 4, \"subjects\": [{\"expectation\": {\"keeps\": [\"atomci\"]}}]}";
     fs::write(place.path().join("unknown.json"), unknown).unwrap();
     for (name, why) in [
         ("old.json", "schema version 1"),

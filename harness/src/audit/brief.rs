@@ -1,5 +1,6 @@
 //! The audit in a few lines: what a test says when it fails.
 
+use crate::report::harmless::escaped;
 use std::fmt::Write;
 
 use super::{Audit, Finding, Outcome, Status};
@@ -79,9 +80,9 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
 fn one(finding: &Finding, text: &mut String) -> std::fmt::Result {
     let Some(example) = &finding.example else { return Ok(()) };
     writeln!(text, "\n- {}", finding.text)?;
-    writeln!(text, "  left:   {} ({})", example.detail, example.fault)?;
+    writeln!(text, "  left:   {} ({})", escaped(&example.detail), escaped(&example.fault))?;
     if let Some(why) = &example.why {
-        writeln!(text, "  why:    {why}")?;
+        writeln!(text, "  why:    {}", escaped(why))?;
     }
     if let Some(place) = &example.place {
         writeln!(text, "  where:  {place}")?;

@@ -3,31 +3,27 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{ContentArrangement, Table};
-
+use super::layout::{Grid, Screen};
 use super::table::{called, percent, place};
 use super::{Report, Row};
 use crate::all::{All, One};
 use crate::scenario::Surprise;
 
-/// Renders them for people, `width` columns wide if it is known.
+/// How wide a table is where nobody says it: as logs are read.
+const WIDTH: u16 = 120;
+
+/// Renders them for people: as a table the way round in which it fits, or else as a list.
 #[must_use]
-pub fn render(all: &All, width: Option<u16>) -> String {
-    let mut table = Table::new();
-    let names = all.scenarios.iter().map(|(name, _)| name.as_str());
-    let header: Vec<&str> =
-        std::iter::once("strategy").chain(names).chain(std::iter::once("expected")).collect();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-    }
-    for name in subjects(all) {
-        table.add_row(row(all, name));
-    }
-    let mut text = format!("{table}\n");
+pub fn render(all: &All, screen: Screen) -> String {
+    let width = screen.width.unwrap_or(WIDTH);
+    let grid = by_strategy(all);
+    let whole = grid.table(Some(width)).or_else(|| turned(&grid).table(Some(width)));
+    let mut text = whole.unwrap_or_else(|| list(&grid, width));
     // Writing to a string can't fail.
-    let _ = writeln!(text, "pass rate of each scenario, and the promises that were broken in it");
+    let _ = writeln!(
+        text,
+        "pass rate of each scenario, its 95 % interval where places are drawn, and the promises that were broken"
+    );
     for (name, one) in &all.scenarios {
         match one {
             One::Skipped(why) => {
@@ -42,12 +38,60 @@ pub fn render(all: &All, width: Option<u16>) -> String {
     let trials: u64 =
         all.reports().flat_map(|report| &report.subjects).map(|row| row.tally.trials()).sum();
     let seconds = all.reports().map(|report| report.elapsed_ms).sum::<u64>() / 1000;
-    let seed = all.reports().next().map_or(0, |report| report.seed.0);
+    let seeds: BTreeSet<u64> = all.reports().map(|report| report.seed.0).collect();
+    let seed = seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     let _ = writeln!(
         text,
         "{trials} trials, states and images in {seconds} s, seed {seed}; of one scenario more says: run \
          --scenario NAME"
     );
+    text
+}
+
+/// A row for each subject, a column for each scenario.
+fn by_strategy(all: &All) -> Grid {
+    let mut header = vec!["strategy".to_owned()];
+    for (n, (name, _)) in all.scenarios.iter().enumerate() {
+        // Of several runs of one scenario each has its number.
+        let before = all.scenarios[..n].iter().filter(|(other, _)| other == name).count();
+        header.push(if before > 0 { format!("{name} {}", before + 1) } else { name.clone() });
+    }
+    header.push("expected".to_owned());
+    let rows = subjects(all).into_iter().map(|name| row(all, name)).collect();
+    Grid { header, rows, numbers: 0..0 }
+}
+
+/// The same with a column for each subject.
+fn turned(grid: &Grid) -> Grid {
+    let mut columns = grid.header.iter().enumerate().map(|(n, title)| {
+        let cells = grid.rows.iter().map(|row| row[n].clone());
+        std::iter::once(title.clone()).chain(cells).collect::<Vec<_>>()
+    });
+    let mut header = columns.next().unwrap_or_default();
+    "scenario".clone_into(&mut header[0]);
+    Grid { header, rows: columns.collect(), numbers: 0..0 }
+}
+
+/// A line for each scenario, below the name of the subject; what is too long goes on in the next.
+fn list(grid: &Grid, width: u16) -> String {
+    let titles = grid.header.iter().map(|title| title.chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in &grid.rows {
+        text += &row[0];
+        text.push('\n');
+        for (title, cell) in grid.header.iter().zip(row).skip(1) {
+            let mut line = format!("  {title:titles$}");
+            for word in cell.lines() {
+                if line.chars().count() + 2 + word.chars().count() > usize::from(width) {
+                    let _ = writeln!(text, "{line}");
+                    line = "   ".to_owned();
+                }
+                line += "  ";
+                line += word;
+            }
+            let _ = writeln!(text, "{line}");
+        }
+    }
     text
 }
 
@@ -64,30 +108,39 @@ fn find<'a>(report: &'a Report, name: &str) -> Option<&'a Row> {
 
 fn row(all: &All, name: &str) -> Vec<String> {
     let mut cells = vec![name.to_owned()];
-    let mut unexpected = Vec::new();
+    let (mut unexpected, mut unclear) = (Vec::new(), Vec::new());
     for (scenario, one) in &all.scenarios {
         cells.push(match one {
             One::Skipped(_) => "skipped".to_owned(),
-            One::Ran(report) => find(report, name).map_or("-".to_owned(), cell),
+            One::Ran(report) => find(report, name).map_or("-".to_owned(), |row| cell(report, row)),
         });
         if let One::Ran(report) = one
             && let Some(row) = find(report, name)
-            && (!row.surprises(&report.promises).is_empty() || row.tally.judged() == 0)
+            && report.shard.is_whole()
         {
-            unexpected.push(scenario.as_str());
+            if !row.surprises(&report.promises).is_empty() {
+                unexpected.push(scenario.as_str());
+            } else if row.tally.judged() == 0 || row.is_unclear() {
+                unclear.push(scenario.as_str());
+            }
         }
     }
-    cells.push(match unexpected[..] {
-        [] => "yes".to_owned(),
-        _ => format!("NO:\n{}", unexpected.join("\n")),
-    });
+    let lists = [("NO:", unexpected), ("UNCLEAR:", unclear)];
+    let words = lists.iter().filter(|(_, names)| !names.is_empty());
+    let words: Vec<_> =
+        words.map(|(what, names)| format!("{what}\n{}", names.join("\n"))).collect();
+    cells.push(if words.is_empty() { "yes".to_owned() } else { words.join("\n") });
     cells
 }
 
-fn cell(row: &Row) -> String {
+fn cell(report: &Report, row: &Row) -> String {
     let rate = row.tally.pass_rate().map_or("nothing\nstruck".to_owned(), percent);
-    let broken = row.tally.broken.keys().map(|promise| promise.name());
-    std::iter::once(rate.as_str()).chain(broken).collect::<Vec<_>>().join("\n")
+    let drawn =
+        row.is_drawn() && row.tally.judged() > 0 && report.shard.is_whole() && report.complete;
+    let (low, high) = (row.interval.low * 100.0, row.interval.high * 100.0);
+    let interval = drawn.then(|| format!("({low:.1} - {high:.1})"));
+    let broken = row.tally.broken.keys().map(|promise| promise.name().to_owned());
+    std::iter::once(rate).chain(interval).chain(broken).collect::<Vec<_>>().join("\n")
 }
 
 /// What was not expected, and how to look at it.

@@ -3,6 +3,7 @@
 use super::table::{called, place};
 use super::{MODEL, Report, Row};
 use crate::exit_status::ExitStatus;
+use crate::inject::checks::quoted;
 use crate::scenario::Surprise;
 use crate::verdict::{Promise, ViolationKind};
 
@@ -40,12 +41,18 @@ pub fn next(report: &Report) -> String {
         };
     }
     if !report.shard.is_whole() {
+        // What a merge finds is kept where runs usually are, and not among its shards.
+        let parent = report.directory.rsplit_once('/').map_or(".", |(parent, _)| parent);
         return format!(
-            "next: `{command} merge{place}` with the directories of all {} shards",
+            "next: `{command} merge {}` when all {} shards are there",
+            quoted(parent),
             report.shard.of()
         );
     }
     match report.status() {
+        ExitStatus::NothingStruck if report.subjects.iter().any(Row::is_unclear) => {
+            "next: of most runs it can't be said whether what is left is right: --check CMD can tell".to_owned()
+        }
         ExitStatus::NothingStruck => "next: nothing can be said yet: see that the program saves while it \
              runs, in the directory in which it is started or at `{dir}` (--state, --init, --sandbox)"
             .to_owned(),
@@ -61,7 +68,7 @@ pub fn next(report: &Report) -> String {
             ),
             _ => format!("next: `{command} report {name}{place} --html report.html` shows where"),
         },
-        _ => held(report, command, name, &place),
+        _ => held(report, &command, name, &place),
     }
 }
 

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{ContentArrangement, Table};
 use serde::{Deserialize, Serialize};
 
+use super::layout::Grid;
 use super::table::{called, place};
 use super::{Report, Row};
 use crate::power::explain::Explanation;
@@ -124,7 +123,7 @@ const PRINTED_MAX: usize = 6;
 /// Renders it for people, `width` columns wide if it is known.
 pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
     // Writing to a string can't fail.
-    let _ = writeln!(text, "{}", table(report, width));
+    *text += &grid(report).render(width);
     for row in &report.subjects {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
@@ -216,24 +215,17 @@ fn troubles(name: &str, cell: &Cell, disk: &OnDisk, text: &mut String) {
     }
 }
 
-fn table(report: &Report, width: Option<u16>) -> Table {
-    let mut table = Table::new();
-    let profiles: Vec<&str> = report
-        .subjects
-        .first()
-        .map(|row| row.cells.iter().map(|cell| cell.profile.as_str()).collect())
-        .unwrap_or_default();
-    let header = std::iter::once("strategy").chain(profiles).chain(["expected"]);
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-    }
-    for row in &report.subjects {
+fn grid(report: &Report) -> Grid {
+    let first = report.subjects.first();
+    let profiles = first.into_iter().flat_map(|row| &row.cells).map(|cell| cell.profile.clone());
+    let header =
+        std::iter::once("strategy".to_owned()).chain(profiles).chain(["expected".to_owned()]);
+    let row = |row: &Row| {
         let cells = row.cells.iter().map(cell_text);
-        let name = std::iter::once(row.name.clone());
-        table.add_row(name.chain(cells).chain([expected(report, row)]));
-    }
-    table
+        std::iter::once(row.name.clone()).chain(cells).chain([expected(report, row)]).collect()
+    };
+    let rows = report.subjects.iter().map(row).collect();
+    Grid { header: header.collect(), rows, numbers: 0..0 }
 }
 
 /// Violations over states, what broke, and whether these are all states.

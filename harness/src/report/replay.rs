@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::harmless::escaped;
 use crate::fault::Injection;
 use crate::outcome::Exit;
 use crate::replay::{Replayed, ReplayedFile};
@@ -19,19 +20,23 @@ pub fn render(replayed: &Replayed) -> String {
     let _ = writeln!(
         text,
         "trial {}: {}: {}",
-        replayed.id, replayed.trial.subject, replayed.trial.fault
+        replayed.id,
+        escaped(&replayed.trial.subject),
+        escaped(&replayed.trial.fault.to_string())
     );
     let struck = match &replayed.injection {
         Injection::NotReached => "nowhere".to_owned(),
-        Injection::At(struck) => struck.to_string(),
-        Injection::Both(first, second) => format!("{first}\n         {second}"),
+        Injection::At(struck) => escaped(&struck.to_string()),
+        Injection::Both(first, second) => {
+            format!("{}\n         {}", escaped(&first.to_string()), escaped(&second.to_string()))
+        }
     };
     if !replayed.live {
         let _ = writeln!(text, "struck:  {struck}");
     }
     step_lines(replayed, &mut text);
     if let Some(why) = &replayed.explanation {
-        let _ = writeln!(text, "why:     {}", why.words);
+        let _ = writeln!(text, "why:     {}", escaped(&why.words));
         let _ = writeln!(text, "remedy:  {}", why.remedy.words());
     }
     let promise = match replayed.exit {
@@ -50,7 +55,7 @@ pub fn render(replayed: &Replayed) -> String {
         Verdict::Inconclusive(why) => format!("inconclusive: {}", why.name()),
         Verdict::Violated(violations) => violations
             .iter()
-            .map(|v| format!("{}: {}", v.kind.name(), v.detail))
+            .map(|v| format!("{}: {}", v.kind.name(), escaped(&v.detail)))
             .collect::<Vec<_>>()
             .join("\n         "),
     };
@@ -69,7 +74,7 @@ pub fn render(replayed: &Replayed) -> String {
 fn step_lines(replayed: &Replayed, text: &mut String) {
     for (n, step) in replayed.steps.iter().enumerate() {
         let label = if n == 0 { "did:     " } else { "         " };
-        let _ = writeln!(text, "{label}{}", steps::line(step));
+        let _ = writeln!(text, "{label}{}", escaped(&steps::line(step)));
     }
     if !replayed.steps.is_empty() {
         let _ = writeln!(text, "         {}", ended(replayed.exit));
@@ -87,7 +92,7 @@ fn ended(exit: Exit) -> String {
 }
 
 fn file_lines(file: &ReplayedFile, text: &mut String) {
-    let path = file.path.display();
+    let path = escaped(&file.path.to_string_lossy());
     let Some(bytes) = &file.bytes else {
         let _ = writeln!(text, "file:    {path} is missing");
         return;

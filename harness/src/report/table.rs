@@ -3,29 +3,25 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
-
+use super::layout::{Grid, Screen};
 use super::{DerivedKills, Report, Row, Swept, heat, next};
+use crate::inject::checks::quoted;
 use crate::results::DEFAULT_ROOT;
 use crate::scenario::Surprise;
 use crate::sweep::EXACT;
 use crate::verdict::{Promise, Why};
 
-/// Renders a report for people, `width` columns wide if it is known.
+/// Renders a report for people.
 #[must_use]
-pub fn render(report: &Report, width: Option<u16>) -> String {
-    let mut text = String::new();
+pub fn render(report: &Report, screen: Screen) -> String {
     if report.subjects.iter().any(|row| !row.cells.is_empty()) {
-        super::power::render(report, width, &mut text);
+        let mut text = String::new();
+        super::power::render(report, screen.width, &mut text);
         let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
         return text;
     }
+    let mut text = grid(report).render(screen.width);
     // Writing to a string can't fail.
-    let _ = match width {
-        Some(width) if width < TABLE_WIDTH => write!(text, "{}", cards(report)),
-        _ => writeln!(text, "{}", table(report, width)),
-    };
     for row in &report.subjects {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
@@ -51,9 +47,8 @@ pub fn render(report: &Report, width: Option<u16>) -> String {
     let heats = report.subjects.iter();
     let heats: Vec<_> =
         heats.filter_map(|row| Some((row.name.as_str(), row.heat.as_ref()?))).collect();
-    let colour = width.is_some() && std::env::var_os("NO_COLOR").is_none_or(|none| none.is_empty());
-    let fold = if width.is_some_and(|width| width < TABLE_WIDTH) { 3 } else { 1 };
-    text += &heat::render(&heats, colour, fold);
+    let fold = if screen.width.is_some_and(|width| width < HEAT_WIDTH) { 3 } else { 1 };
+    text += &heat::render(&heats, screen.colour, fold);
     replay_lines(report, &mut text);
     let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
     text
@@ -140,21 +135,8 @@ fn is_sweep(report: &Report) -> bool {
     report.subjects.iter().all(|row| row.sweep.is_some())
 }
 
-/// How wide a terminal must be for a table.
-const TABLE_WIDTH: u16 = 80;
-
-/// The rows one below the other, for a narrow terminal.
-fn cards(report: &Report) -> String {
-    let mut text = String::new();
-    for row in &report.subjects {
-        let cells = if is_sweep(report) { swept(report, row) } else { sampled(report, row) };
-        let _ = writeln!(text, "{}", row.name);
-        for (title, cell) in header(report).iter().zip(cells).skip(1) {
-            let _ = writeln!(text, "  {title}: {}", cell.replace('\n', ", "));
-        }
-    }
-    text
-}
+/// How wide a terminal must be for a whole strip of where it broke.
+const HEAT_WIDTH: u16 = 80;
 
 /// The titles of the columns.
 fn header(report: &Report) -> &'static [&'static str] {
@@ -174,22 +156,10 @@ fn header(report: &Report) -> &'static [&'static str] {
     }
 }
 
-fn table(report: &Report, width: Option<u16>) -> Table {
-    let mut table = Table::new();
-    let header = header(report);
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-    }
-    for row in &report.subjects {
-        table.add_row(if is_sweep(report) { swept(report, row) } else { sampled(report, row) });
-    }
-    for column in 1..header.len() - 2 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+fn grid(report: &Report) -> Grid {
+    let row = |row| if is_sweep(report) { swept(report, row) } else { sampled(report, row) };
+    let header: Vec<_> = header(report).iter().map(|title| (*title).to_owned()).collect();
+    Grid { numbers: 1..header.len() - 2, header, rows: report.subjects.iter().map(row).collect() }
 }
 
 fn sampled(report: &Report, row: &Row) -> Vec<String> {
@@ -233,10 +203,12 @@ fn swept(report: &Report, row: &Row) -> Vec<String> {
 pub(super) fn percent(rate: f64) -> String {
     // 99.97 % must not look like 100 %, nor 0.02 % like none.
     let percent = rate * 100.0;
-    if (99.9..100.0).contains(&percent) || (percent > 0.0 && percent < 0.1) {
-        format!("{percent:.3} %")
-    } else {
-        format!("{percent:.1} %")
+    match percent {
+        99.9995..100.0 => "> 99.999 %".to_owned(),
+        99.9..100.0 => format!("{percent:.3} %"),
+        _ if percent > 0.0 && percent < 0.0005 => "< 0.001 %".to_owned(),
+        _ if percent > 0.0 && percent < 0.1 => format!("{percent:.3} %"),
+        _ => format!("{percent:.1} %"),
     }
 }
 
@@ -334,20 +306,21 @@ fn replay_lines(report: &Report, text: &mut String) {
     }
 }
 
-/// Where the results are, as an option, unless they are in the usual place.
+/// Where the results are, as an option for a shell, unless they are in the usual place.
 #[must_use]
 pub fn place(report: &Report) -> String {
     let parent = std::path::Path::new(&report.directory).parent();
     match parent.map(|parent| parent.display().to_string()) {
-        Some(parent) if parent != DEFAULT_ROOT => format!(" --results {parent}"),
+        Some(parent) if parent.is_empty() => " --results .".to_owned(),
+        Some(parent) if parent != DEFAULT_ROOT => format!(" --results {}", quoted(&parent)),
         _ => String::new(),
     }
 }
 
-/// What the user calls the command by.
+/// What the user calls the command by, as a shell reads it.
 #[must_use]
-pub fn called(report: &Report) -> &str {
-    report.command_line.first().map_or("crashtest", String::as_str)
+pub fn called(report: &Report) -> String {
+    quoted(report.command_line.first().map_or("crashtest", String::as_str))
 }
 
 /// How the run went, which is another on each machine.

@@ -72,6 +72,7 @@ pub fn learn(
     let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
     // Of two runs that were ended, as many acks are looked at as both gave.
     let acks = first.acks_in_all().min(second.acks_in_all());
+    check_acks(name, command, acks)?;
     let history = match (history(&first, &state, acks), history(&second, &state, acks)) {
         (Ok(mut one), Ok(again)) => {
             one.confirm(&again);
@@ -125,6 +126,21 @@ pub fn learn(
 }
 
 /// Finds what is wrong with the options before anything is run.
+/// What promises nothing can't be broken: a regular expression that matches no line would let every lost save
+/// pass.
+fn check_acks(name: &str, command: &Command, acks: u64) -> Result<()> {
+    match &command.ack {
+        Some(regex) if acks == 0 => Err(Error::baseline(format!(
+            "the unbroken run of `{name}` printed no line that `--ack {regex}` matches"
+        ))
+        .help(
+            "see what it prints when it has saved, on stdout and unbuffered (`flush=True`, `python3 -u`); \
+             without --ack only its end with status 0 promises anything",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn check_options(command: &Command) -> Result<()> {
     StateFiles::given(&command.state)?;
     command.ack.as_deref().map(runner::ack_pattern).transpose()?;

@@ -69,7 +69,7 @@ fn the_in_place_python_saver_fails_with_its_line_and_the_remedy() {
         "# How `in_place.py` saves its state: FAIL",
         "**Risk level: critical**",
         &format!("{file}:{open} in save"),
-        "```python\ndef replace(path, data):",
+        "```python\nimport os\n\ndef replace(path, data):",
         "crashtest replay ",
         "| The process is killed while it saves",
         "in-place overwrite: write a temporary file, fsync it, rename it over the state",
@@ -139,14 +139,14 @@ fn a_node_and_a_native_program_get_examples_of_their_own() {
         let (_, audit, markdown) =
             audit(&["--scenario=sigkill"], &["--", &node, &targets("node/write_file_sync.js")]);
         assert_eq!((&audit["language"], &audit["status"]), (&"javascript".into(), &"fail".into()));
-        assert!(markdown.contains("```javascript\n// Puts bytes in the place"), "{markdown}");
+        assert!(markdown.contains("const path = require('path')\n\n// Puts bytes in the place"), "{markdown}");
         assert!(markdown.contains("write_file_sync.js:"), "{markdown}");
     }
     if let Some(program) = common::compiled_with("stdio_in_place.c", &["-g", "-O1"]) {
         let (_, audit, markdown) = audit(&["--scenario=sigkill"], &["--", &program]);
         assert_eq!(audit["language"], "c");
         assert!(markdown.contains("stdio_in_place.c:"), "{markdown}");
-        assert!(markdown.contains("```c\nstatic int write_all"), "{markdown}");
+        assert!(markdown.contains("#include <unistd.h>\n\nstatic int write_all"), "{markdown}");
     }
     let (_, audit, markdown) =
         audit(&["--scenario=sigkill"], &["--", "/bin/sh", &targets("shell/redirect.sh")]);

@@ -26,7 +26,7 @@ static int lock(const char *path)
 }
 // --- end
 
-// --- save
+// --- replace: #include <errno.h> | #include <fcntl.h> | #include <libgen.h> | #include <limits.h> | #include <stdio.h> | #include <stdlib.h> | #include <unistd.h>
 static int write_all(int file, const char *data, size_t length)
 {
     while (length > 0) {
@@ -65,7 +65,9 @@ static int replace(const char *path, const char *data, size_t length)
     close(opened);
     return failed ? -1 : 0;
 }
+// --- end
 
+// --- save
 /* The CRC-32 of zlib. */
 static uint32_t crc32(const char *bytes, size_t length)
 {

@@ -29,7 +29,7 @@ func lock(path string) (*os.File, error) {
 
 // --- end
 
-// --- save
+// --- replace: import ("os"; "path/filepath")
 
 // replace puts bytes in the place of a file, so that it is the old or the new one, and on disk.
 func replace(path string, data []byte) (err error) {
@@ -62,6 +62,10 @@ func replace(path string, data []byte) (err error) {
 	defer directory.Close()
 	return directory.Sync()
 }
+
+// --- end
+
+// --- save
 
 // save saves twice, so that one copy can be damaged; it is saved when this returns.
 func save(path string, sequence int, state any) error {

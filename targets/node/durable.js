@@ -20,14 +20,14 @@ function lock(file) {
 }
 // --- end
 
-// --- save
+// --- replace: const fs = require('fs') | const path = require('path')
 // Puts bytes in the place of a file, so that it is the old or the new one, and on disk.
 function replace(file, data) {
   const directory = path.dirname(path.resolve(file))
-  // The lock lets no other process save: the number of this one makes the name unique.
+  // What a process of this number has left there is overwritten.
   const temp = path.join(directory, `.state-${process.pid}.tmp`)
   try {
-    fs.writeFileSync(temp, data, { flag: 'wx', flush: true })
+    fs.writeFileSync(temp, data, { flush: true })
     fs.renameSync(temp, file)
   } catch (error) {
     fs.rmSync(temp, { force: true })
@@ -40,7 +40,9 @@ function replace(file, data) {
     fs.closeSync(handle)
   }
 }
+// --- end
 
+// --- save: const crypto = require('crypto')
 const sha256 = (text) => crypto.createHash('sha256').update(text).digest('hex')
 
 // Saves twice, so that one copy can be damaged; it is saved when this returns.

@@ -11,7 +11,7 @@ import zlib
 from state import VERSIONS, sample
 
 
-# --- lock
+# --- lock: import fcntl, sys
 def lock(path):
     """Holds the lock of a state for as long as this process lives."""
     file = open(path + ".lock", "a")
@@ -23,14 +23,14 @@ def lock(path):
 # --- end
 
 
-# --- save
+# --- replace: import os
 def replace(path, data):
     """Puts bytes in the place of a file, so that it is the old or the new one, and on disk."""
     directory = os.path.dirname(os.path.abspath(path))
-    # The lock lets no other process save: the number of this one makes the name unique.
+    # What a process of this number has left there is overwritten.
     temp = os.path.join(directory, f".state-{os.getpid()}.tmp")
     try:
-        with open(temp, "xb") as file:
+        with open(temp, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -44,8 +44,10 @@ def replace(path, data):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+# --- end
 
 
+# --- save: import json, zlib
 def save(path, sequence, state):
     """Saves twice, so that one copy can be damaged; it is saved when this returns."""
     rest = f'"sequence": {sequence}, "state": {json.dumps(state)}}}\n'.encode()
@@ -55,7 +57,7 @@ def save(path, sequence, state):
 # --- end
 
 
-# --- load
+# --- load: import json, os, sys, time, zlib
 def whole(path):
     """The number and the state in a file, if all of it is there."""
     try:

@@ -21,14 +21,14 @@ fn with(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-// --- save
+// --- replace: use std::fs::{self, File}; | use std::io::{self, Write}; | use std::path::Path;
 /// Puts bytes in the place of a file, so that it is the old or the new one, and on disk.
 fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
-    // The lock lets no other process save: the number of this one makes the name unique.
+    // What a process of this number has left there is overwritten.
     let temp = directory.join(format!(".state-{}.tmp", std::process::id()));
-    let written = File::create_new(&temp).and_then(|mut file| {
+    let written = File::create(&temp).and_then(|mut file| {
         file.write_all(data)?;
         file.sync_all()?;
         fs::rename(&temp, path)
@@ -39,7 +39,9 @@ fn replace(path: &Path, data: &[u8]) -> io::Result<()> {
     }
     File::open(directory)?.sync_all()
 }
+// --- end
 
+// --- save
 /// Saves twice, so that one copy can be damaged; it is saved when this returns.
 fn save(path: &Path, sequence: u64, json: &str) -> io::Result<()> {
     let rest = format!("\"sequence\": {sequence}, \"state\": {json}}}\n");

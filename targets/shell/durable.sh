@@ -13,10 +13,10 @@ lock() {
 }
 # --- end
 
-# --- save
+# --- replace
 # Puts what comes on stdin in the place of a file, so that it is the old or the new one, and on disk.
 replace() {
-    # The lock lets no other process save: the number of this one makes the name unique.
+    # What a process of this number has left there is overwritten.
     temp=$(dirname "$1")/.state-$$.tmp
     if cat >"$temp" && sync "$temp" && mv -T "$temp" "$1"; then
         sync "$(dirname "$1")"
@@ -25,7 +25,9 @@ replace() {
         return 1
     fi
 }
+# --- end
 
+# --- save
 # Saves twice, so that one copy can be damaged; it is saved when this returns.
 save() {
     rest=$(printf '"sequence": %d, "state": %s}' "$2" "$3")

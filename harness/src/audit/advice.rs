@@ -66,13 +66,13 @@ impl Advice {
         }
     }
 
-    /// The part of the examples that shows it.
-    fn part(self) -> Option<&'static str> {
+    /// The parts of the examples that show it.
+    fn parts(self) -> &'static [&'static str] {
         match self {
-            Self::Save | Self::Report | Self::CleanUp => Some("save"),
-            Self::Load => Some("load"),
-            Self::Lock => Some("lock"),
-            Self::Reconcile => None,
+            Self::Save | Self::Report | Self::CleanUp => &["replace"],
+            Self::Load => &["save", "load"],
+            Self::Lock => &["lock"],
+            Self::Reconcile => &[],
         }
     }
 }
@@ -90,13 +90,22 @@ pub fn example(language: Language) -> &'static str {
     }
 }
 
-/// What stands between the marks of a part; the marks are comments that name it.
+/// What stands between the marks of a part; the marks are comments that name it, and, after a colon, the lines
+/// that it needs at the top of a file.
 #[must_use]
 pub fn part(example: &str, name: &str) -> String {
-    let (begin, end) = (format!("--- {name}"), "--- end");
-    let after = example.lines().skip_while(|line| !line.ends_with(&begin)).skip(1);
-    let lines: Vec<_> = after.take_while(|line| !line.ends_with(end)).collect();
-    lines.join("\n").trim_matches('\n').to_owned()
+    let needs = |line: &str| {
+        let needs = line.split_once("--- ")?.1.strip_prefix(name)?;
+        needs.is_empty().then_some("").or_else(|| needs.strip_prefix(": ")).map(str::to_owned)
+    };
+    let mut lines = example.lines();
+    let Some(needs) = lines.find_map(needs) else { return String::new() };
+    let lines: Vec<_> = lines.take_while(|line| !line.ends_with("--- end")).collect();
+    let text = lines.join("\n").trim_matches('\n').to_owned();
+    match needs.is_empty() {
+        true => text,
+        false => format!("{}\n\n{text}", needs.replace(" | ", "\n")),
+    }
 }
 
 /// What to do, the most urgent first.
@@ -123,10 +132,10 @@ pub fn recommendations(
             what: advice.words().to_owned(),
             why: why.collect(),
             places: if advice == Advice::Save { places(areas) } else { Vec::new() },
-            code: advice
-                .part()
-                .zip(language)
-                .map(|(name, language)| Code { language, text: part(example(language), name) }),
+            code: language.filter(|_| !advice.parts().is_empty()).map(|language| {
+                let parts = advice.parts().iter().map(|name| part(example(language), name));
+                Code { language, text: parts.collect::<Vec<_>>().join("\n\n") }
+            }),
         });
     }
     all.sort_by_key(|one| std::cmp::Reverse(one.priority));

@@ -66,6 +66,9 @@ pub struct Line {
     /// With which a violation is replayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<String>,
+    /// What would have helped, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// What became of a promise.
@@ -228,11 +231,14 @@ fn line(one: &Counted<'_>, other: &Counted<'_>, promise: Promise) -> Line {
     let counts =
         |of: &Counted<'_>| (of.tally.broken.get(&promise).copied().unwrap_or(0), of.tally.judged());
     let (before, after) = (counts(one), counts(other));
+    // Of a file system one on that, and no other.
+    let findings = other.cell.into_iter().flat_map(|cell| &cell.findings);
+    let finding = findings.into_iter().find(|finding| finding.kind.promise() == promise);
     let example = match other.cell {
-        // Of a file system one on that, and no other.
-        Some(cell) => cell.findings.iter().find(|f| f.kind.promise() == promise).map(|f| &*f.id),
+        Some(_) => finding.map(|finding| finding.id.as_str()),
         None => crate::report::next::example(other.row, promise),
     };
+    let remedy = finding.map(|finding| finding.explanation.remedy.words().to_owned());
     let replay = example.map(|id| {
         let (command, place) =
             (crate::report::table::called(other.report), crate::report::table::place(other.report));
@@ -248,6 +254,7 @@ fn line(one: &Counted<'_>, other: &Counted<'_>, promise: Promise) -> Line {
         same_trials: !one.row.is_drawn() && one.report.plan == other.report.plan,
         change: Change::Same,
         replay: replay.filter(|_| after.0 > 0),
+        remedy: remedy.filter(|_| after.0 > 0),
     }
 }
 
@@ -324,7 +331,8 @@ pub fn render(comparison: &Comparison) -> String {
         comparison.lines.iter().partition(|line| line.change != Change::Same);
     lines.sort_by_key(|line| line.change);
     for line in lines {
-        let Line { scenario, subject, promise, before, after, p, change, replay, .. } = line;
+        let Line { scenario, subject, promise, before, after, p, change, replay, remedy, .. } =
+            line;
         // Writing to a string can't fail.
         let _ = write!(
             text,
@@ -339,8 +347,8 @@ pub fn render(comparison: &Comparison) -> String {
         if let (Change::Worse, Some(p)) = (change, p) {
             let _ = write!(text, " (p = {p:.1e})");
         }
-        if let Some(replay) = replay.as_ref().filter(|_| *change <= Change::Worse) {
-            let _ = write!(text, "\n  {replay}");
+        for more in [remedy, replay].into_iter().flatten().filter(|_| *change <= Change::Worse) {
+            let _ = write!(text, "\n  {more}");
         }
         text.push('\n');
     }
@@ -352,9 +360,10 @@ pub fn render(comparison: &Comparison) -> String {
     }
     let _ = writeln!(
         text,
-        "{}: {} promises compared, {} the same or no more than chance (level {} for all together)",
+        "{}: {} promise{} compared, {} the same or no more than chance (level {} for all together)",
         if comparison.worse { "WORSE" } else { "no worse" },
         comparison.lines.len(),
+        if comparison.lines.len() == 1 { "" } else { "s" },
         same.len(),
         comparison.alpha
     );

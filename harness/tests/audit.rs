@@ -139,7 +139,10 @@ fn a_node_and_a_native_program_get_examples_of_their_own() {
         let (_, audit, markdown) =
             audit(&["--scenario=sigkill"], &["--", &node, &targets("node/write_file_sync.js")]);
         assert_eq!((&audit["language"], &audit["status"]), (&"javascript".into(), &"fail".into()));
-        assert!(markdown.contains("const path = require('path')\n\n// Puts bytes in the place"), "{markdown}");
+        assert!(
+            markdown.contains("const path = require('path')\n\n// Puts bytes in the place"),
+            "{markdown}"
+        );
         assert!(markdown.contains("write_file_sync.js:"), "{markdown}");
     }
     if let Some(program) = common::compiled_with("stdio_in_place.c", &["-g", "-O1"]) {

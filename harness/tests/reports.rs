@@ -220,6 +220,167 @@ fn an_edited_run_is_not_shown() {
     assert!(why.contains("does not say what its outcomes do"), "{why}");
 }
 
+/// A bot that saves three times, durably; `FSYNC` stands where one is dropped below.
+const BOT: &str = r#"
+import os
+for n in range(3):
+    with open("state.json.tmp", "w") as file:
+        file.write('{"n": %d, "pad": "%s"}' % (n, "x" * 9000))
+        file.flush()
+        os.fsync(file.fileno())  # FSYNC
+    os.rename("state.json.tmp", "state.json")
+    directory = os.open(".", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    print("saved", n, flush=True)
+"#;
+
+#[test]
+fn a_night_is_red_when_an_fsync_is_dropped_and_green_with_it_by_the_same_seed() {
+    let bash = in_path("bash");
+    let (true, Some(python), true) = (common::can_follow(), common::python(), bash.is_some())
+    else {
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let night = |bot: &str, baseline: &str, more: &[&str]| {
+        fs::write(place.path().join("bot.py"), bot).unwrap();
+        let output = Command::new("bash")
+            .arg(repository().join("ci/nightly"))
+            .args(["--scenario", "poweroff", "--quiet", "--ack", "^saved"])
+            .args(more)
+            .args(["--", &python, "bot.py"])
+            .envs([
+                ("CRASHTEST", env!("CARGO_BIN_EXE_crashtest")),
+                ("SEED", "7"),
+                ("BASELINE", baseline),
+            ])
+            .current_dir(place.path())
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let dropped = BOT.lines().filter(|line| !line.contains("FSYNC")).collect::<Vec<_>>().join("\n");
+    let (status, report, why) = night(BOT, "", &["--json"]);
+    assert_eq!(status, Some(0), "{why}");
+    fs::write(place.path().join("good.json"), report).unwrap();
+    for baseline in ["", "good.json"] {
+        let (status, said, _) = night(&dropped, baseline, &[]);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(
+            said.contains("missing fsync of the file: call fsync on it before the rename"),
+            "{said}"
+        );
+        assert!(said.contains("bot.py") && said.contains("replay "), "{said}");
+        let (status, said, _) = night(BOT, baseline, &[]);
+        assert_eq!(status, Some(0), "{said}");
+    }
+    assert!(read(place.path(), "nightly/junit.xml").contains("bot.py"));
+    assert!(read(place.path(), "nightly/report.html").contains("bot.py"));
+}
+
+#[test]
+fn runs_that_are_not_all_there_and_twins_are_not_compared() {
+    let place = tempfile::tempdir().unwrap();
+    let make = |arguments: &[&str], name: &str| {
+        let all =
+            [&["run", "--json", "--quiet", "--seed", "1", "--trials", "30"], arguments].concat();
+        fs::write(place.path().join(name), run_in(place.path(), &all).stdout).unwrap();
+    };
+    make(&["--strategy", "unsafe"], "whole.json");
+    make(&["--strategy", "unsafe", "--shard", "1/2"], "part.json");
+    let refused = |before: &str, after: &str, why: &str| {
+        let (status, said) = run(place.path(), &["compare", before, after]);
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    refused(
+        "whole.json",
+        "part.json",
+        "part.json can't be compared: sigkill is shard 1/2 of a run",
+    );
+    refused("part.json", "whole.json", "part.json can't be compared");
+    let cut = read(place.path(), "whole.json").replace("\"complete\": true", "\"complete\": false");
+    fs::write(place.path().join("cut.json"), cut).unwrap();
+    refused("whole.json", "cut.json", "cut.json can't be compared: sigkill is not complete");
+    let one: serde_json::Value = serde_json::from_str(&read(place.path(), "whole.json")).unwrap();
+    let twice =
+        serde_json::json!({"scenarios": [["sigkill", {"ran": one}], ["sigkill", {"ran": one}]]});
+    fs::write(place.path().join("twice.json"), twice.to_string()).unwrap();
+    refused("whole.json", "twice.json", "unsafe is there twice in sigkill");
+    let old = twice.to_string().replace("\"schema\":4", "\"schema\":99");
+    fs::write(place.path().join("old.json"), old).unwrap();
+    refused("whole.json", "old.json", "schema version 99");
+}
+
+#[test]
+fn json_stands_alone_and_annotations_beside_it() {
+    let place = tempfile::tempdir().unwrap();
+    let scenario = wrong_scenario(place.path());
+    let common = ["run", "--quiet", "--seed", "1", "--scenario", &scenario, "--json", "--github"];
+    let output = run_in(place.path(), &common);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok());
+    assert!(text(&output.stderr).contains("::error title="), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_run_that_was_edited_does_not_go_on() {
+    let place = tempfile::tempdir().unwrap();
+    run_in(place.path(), &["run", "--seed", "1", "--trials", "60", "--strategy", "unsafe"]);
+    let directory = crashtest::results::runs(place.path()).pop().unwrap();
+    let log = directory.join("outcomes.jsonl");
+    let (before, plan) = (fs::read_to_string(&log).unwrap(), directory.join("plan.json"));
+    fs::write(&log, before.replacen("{\"violated\"", "{\"violated\" ", 1)).unwrap();
+    let resume = ["run", "--quiet", "--resume", directory.to_str().unwrap()];
+    let (status, said) = run(place.path(), &resume);
+    assert!(status == Some(2) && said.contains("are not as they were written"), "{said}");
+    fs::write(&log, before).unwrap();
+    let said = fs::read_to_string(&plan).unwrap();
+    fs::write(
+        &plan,
+        said.replacen("\"notes\"", "\"whole\": true, \"notes\"", 1).replacen(
+            "\"kernel\": \"",
+            "\"kernel\": \"x",
+            1,
+        ),
+    )
+    .unwrap();
+    let (status, said) = run(place.path(), &["report", directory.to_str().unwrap()]);
+    assert!(status == Some(2) && said.contains("plan.json is not as it was written"), "{said}");
+}
+
+#[test]
+fn names_of_files_are_no_commands_to_a_terminal_or_a_service() {
+    let (true, Some(python)) = (common::can_follow(), common::python()) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let name = r"a\n::error title=x::pwn\n\x1b[2J\u202e.json";
+    let bot = format!("for n in range(2):\n    open('{name}', 'w').write(str(n) * 9000)\n");
+    fs::write(place.path().join("evil.py"), bot).unwrap();
+    for scenario in ["sigkill", "poweroff"] {
+        let arguments = [
+            "run",
+            "--quiet",
+            "--seed",
+            "1",
+            "--scenario",
+            scenario,
+            "--github",
+            "--",
+            &python,
+            "evil.py",
+        ];
+        let (status, said) = run(place.path(), &arguments);
+        assert_eq!(status, Some(1), "{said}");
+        assert!(!said.contains(['\u{1b}', '\u{202e}']), "{said}");
+        assert!(
+            !said.lines().any(|line| line.trim_start().starts_with("::error title=x")),
+            "{said}"
+        );
+        assert!(said.contains(r"a\n::error"), "{said}");
+    }
+}
+
 /// A saver whose file name and contents would be a script, or no text at all, if anything were to take them for
 /// it.
 const HOSTILE: &str = r#"

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use super::judged::{Difference, Judged};
 use super::layout::{Grid, Screen};
-use super::table::{called, percent, place};
+use super::table::percent;
 use super::{Report, Row};
 use crate::all::{All, One};
-use crate::scenario::Surprise;
 
 /// How wide a table is where nobody says it: as logs are read.
 const WIDTH: u16 = 120;
@@ -143,35 +143,19 @@ fn cell(report: &Report, row: &Row) -> String {
     std::iter::once(rate).chain(interval).chain(broken).collect::<Vec<_>>().join("\n")
 }
 
-/// What was not expected, and how to look at it.
+/// What was not expected, why, and how to look at it.
 fn surprises(report: &Report, text: &mut String) {
     for row in &report.subjects {
-        // What breaks on several file systems is said once.
-        let all: BTreeSet<Surprise> = row.surprises(&report.promises).into_iter().collect();
-        for surprise in all {
-            let (scenario, name) = (&report.scenario, &row.name);
-            let _ = match surprise {
-                Surprise::Vanished(promise) => writeln!(
-                    text,
-                    "unexpected: {name} in {scenario}: {} was to break and held",
-                    promise.name()
-                ),
-                Surprise::Broken(promise) => {
-                    let example =
-                        row.examples().into_values().find(|e| e.kind.promise() == promise);
-                    let findings = row.cells.iter().flat_map(|cell| &cell.findings);
-                    let mut findings = findings.filter(|found| found.kind.promise() == promise);
-                    let id = example.map(|line| &line.id).or_else(|| Some(&findings.next()?.id));
-                    let replay = id.map_or(String::new(), |id| {
-                        format!(": {} replay {id}{}", called(report), place(report))
-                    });
-                    writeln!(
-                        text,
-                        "unexpected: {name} in {scenario}: {} is broken{replay}",
-                        promise.name()
-                    )
-                }
-            };
+        let Judged::Unexpected(differences) = Judged::of(report, row) else { continue };
+        for Difference { what, why, replay } in differences {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "unexpected: {what}");
+            if let Some((why, remedy)) = why {
+                let _ = writeln!(text, "  why:    {why}\n  remedy: {remedy}");
+            }
+            if let Some(replay) = replay {
+                let _ = writeln!(text, "  replay: {replay}");
+            }
         }
     }
 }

@@ -40,11 +40,11 @@ fn assert_sound(argv: &[&str]) {
     let options = ["--recover", &load, "--restore", "cp {backup} state.json", "--"];
     // So many runs are enough for each op and each kind of damage.
     let scenarios = [
-        ("sigkill", "20"),
-        ("errno", "40"),
-        ("enospc", "12"),
-        ("concurrent", "12"),
-        ("corrupt", "24"),
+        ("sigkill", common::usually("12", "40")),
+        ("errno", common::usually("24", "200")),
+        ("enospc", common::usually("8", "40")),
+        ("concurrent", common::usually("10", "40")),
+        ("corrupt", common::usually("16", "100")),
         ("deleted", "10"),
         ("restore", "10"),
         ("poweroff", ""),

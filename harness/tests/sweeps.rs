@@ -195,7 +195,12 @@ fn python_programs_are_told_apart() {
         ("backup_first", &["atomic"], &["atomic"]),
         ("fsync_retry", &silent, &[]),
     ];
+    // Their twins are told apart as strategies.
+    let seldom = ["mkstemp_replace", "replace_with_backups", "backup_first"];
     for (name, errno, enospc) in cases {
+        if seldom.contains(&name) && !common::usually(false, true) {
+            continue;
+        }
         let again = match name {
             "leaky" | "mkstemp_replace" | "replace_with_backups" => Again::Yes,
             _ => Again::No,
@@ -240,7 +245,8 @@ fn the_same_sweep_gives_the_same_table_with_any_number_of_workers() {
 
 #[test]
 fn a_sweep_that_was_interrupted_goes_on_and_ends_with_the_table_of_an_unbroken_one() {
-    common::interrupt_and_go_on(&["--scenario", "errno", "--depth", "2", "--strategy", "all"]);
+    let strategies = common::usually("unsafe,atomic,fsync-retry,log", "all");
+    common::interrupt_and_go_on(&["--scenario", "errno", "--depth", "2", "--strategy", strategies]);
 }
 
 fn replays(results: &Path, options: &[&str]) {
@@ -328,7 +334,7 @@ while True:
 }
 
 #[test]
-fn fifty_kills_in_mid_sweep_leave_no_mount_no_loop_device_and_no_process() {
+fn kills_in_mid_sweep_leave_no_mount_no_loop_device_and_no_process() {
     let mut runs: Vec<Vec<&str>> = Vec::new();
     if common::can_fill(FileSystem::Tmpfs) {
         runs.push(vec!["run", "--scenario", "enospc", "--then", "kill", "--strategy", "all"]);
@@ -349,7 +355,7 @@ fn fifty_kills_in_mid_sweep_leave_no_mount_no_loop_device_and_no_process() {
             ]);
         }
     }
-    for round in 0..50 {
+    for round in (0..50).step_by(common::usually(3, 1)) {
         let Some(run) = runs.get(round % runs.len().max(1)) else { return };
         common::kill_and_look(
             run,

@@ -68,6 +68,11 @@ pub fn has(what: &str, there: bool) -> bool {
     false
 }
 
+/// How much of something is tried: some of it every day, all of it where `CRASHTEST_THOROUGH` is set.
+pub fn usually<T>(some: T, all: T) -> T {
+    if std::env::var_os("CRASHTEST_THOROUGH").is_some() { all } else { some }
+}
+
 /// A program of this machine.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

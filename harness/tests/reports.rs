@@ -262,6 +262,49 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
     }
 }
 
+#[test]
+fn the_map_of_an_exhaustive_run_has_all_states() {
+    let place = tempfile::tempdir().unwrap();
+    let strategy = ["--strategy", "unsafe", "--html", "report.html", "--json"];
+    let output = run_in(
+        place.path(),
+        &[&["run", "--quiet", "--seed", "1", "--exhaustive"], &strategy[..]].concat(),
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = &report["subjects"][0];
+    let columns = row["heat"]["columns"].as_array().unwrap();
+    let of = |column: &serde_json::Value| {
+        let broken = column["broken"].as_object().unwrap().values();
+        column["passed"].as_u64().unwrap() + broken.map(|n| n.as_u64().unwrap()).sum::<u64>()
+    };
+    let counted: u64 = columns.iter().map(of).sum();
+    assert_eq!(Some(counted), row["derived"]["states"].as_u64());
+    let page = read(place.path(), "report.html");
+    assert!(page.contains("The map shows all derived states"), "{page}");
+    let passed = row["tally"]["passed"].as_u64().unwrap();
+    assert!(page.contains(&format!("On the map: passed {passed}, ")), "{passed}: {page}");
+}
+
+#[test]
+fn the_page_says_what_is_unclear_and_how_an_interrupted_run_goes_on() {
+    let place = tempfile::tempdir().unwrap();
+    run_in(
+        place.path(),
+        &["run", "--quiet", "--seed", "1", "--trials", "40", "--strategy", "atomic"],
+    );
+    let run = crashtest::results::runs(place.path()).pop().unwrap();
+    // As a run that was killed leaves it.
+    fs::remove_file(run.join("report.json")).unwrap();
+    let outcomes = fs::read_to_string(run.join("outcomes.jsonl")).unwrap();
+    let first: String = outcomes.lines().take(9).map(|line| format!("{line}\n")).collect();
+    fs::write(run.join("outcomes.jsonl"), first).unwrap();
+    run_in(place.path(), &["report", run.to_str().unwrap(), "--html", "report.html"]);
+    let page = read(place.path(), "report.html");
+    assert!(page.contains(">1 result is unclear<"), "{page}");
+    assert!(!page.contains("not as expected</strong>"), "{page}");
+    assert!(page.contains(" run --resume "), "{page}");
+}
+
 /// What a kept schema objects to in a document.
 fn objections(schema: &str, document: &serde_json::Value) -> Vec<String> {
     let path = repository().join(format!("harness/schemas/{schema}.schema.json"));

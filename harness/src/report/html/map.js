@@ -109,9 +109,10 @@ class ResultMap {
     // On paper the map is narrower, and the letters are not.
     const letter = (printing ? LETTER * Math.max(1, wide / 480) : LETTER) / wide * (to - from);
     let free = from;
-    const label = (x, text, right = false) => {
-      const wanted = Math.max(from, right ? x - text.length * letter : x), end = wanted + text.length * letter;
-      if (wanted < free || (end > to && labels.length)) return;
+    // From x on, or anywhere before its end; what begins too far to the right for that ends at the right.
+    const label = (x, text, until = x) => {
+      const long = text.length * letter, wanted = Math.min(Math.max(x, until - long > free ? free : x), Math.max(from, to - long)), end = wanted + long;
+      if (wanted < free) return;
       labels.push(make("span", { style: `left: ${(wanted - from) / (to - from) * 100}%` }, text));
       free = end + letter;
     };
@@ -121,7 +122,7 @@ class ResultMap {
       if (section.what === "run" && this.data.ops.length) this.opLabels(first, last, label);
       else {
         label(first, this.placeWords(first));
-        if (last > first) label(last + 1, this.placeWords(last), true);
+        if (last > first) label(last, this.placeWords(last));
       }
     }
     this.track.replaceChildren(...labels);
@@ -131,10 +132,10 @@ class ResultMap {
     const { ops, calls } = this.data, first = this.opAt(from), last = this.opAt(to);
     if (last - first > NAMED_MAX) {
       label(from, `op ${first}`);
-      label(to + 1, `op ${last}`, true);
+      label(to, `op ${last}`);
       return;
     }
-    for (let n = first; n <= last; n++) label(ops[n][2], calls[ops[n][0]]);
+    for (let n = first; n <= last; n++) label(ops[n][2], calls[ops[n][0]], ops[n][2] + ops[n][3] + 2);
   }
 
   zoom(factor) {

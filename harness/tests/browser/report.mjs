@@ -74,6 +74,8 @@ const views = async (page) => {
       await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
       await page.goto(url, { waitUntil: 'load' });
       await page.waitForSelector('html[data-ready="1"]');
+      // What is out of sight is looked at too.
+      await page.addStyleTag({ content: 'article { content-visibility: visible !important; }' });
       await page.evaluate(() => document.querySelectorAll('details').forEach((one, n) => { one.open = n < 3; }));
       await page.evaluate(() => new Promise((done) => setTimeout(done, 300)));
       const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);

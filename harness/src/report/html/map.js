@@ -15,21 +15,18 @@ const make = (tag, attributes = {}, ...children) => {
 const grouped = (number) => number.toLocaleString("en");
 const hiddenOutcomes = new Set();
 
-// The same outcome has the same colour in all reports.
-const KINDS = ["torn", "empty", "zeroed", "missing", "mixed", "alien", "not on disk", "lost ack", "damage taken", "double order", "orphan order", "diverged", "check failed",
-  "schema broken", "invariant broken", "recovery failed", "recovery hung", "reset", "cannot save again", "silent failure", "leftovers"];
+// The same outcome has the same colour in all reports; what is often met together differs.
 const COLOURS = {
-  light: ["#6e7781", "#b3141c", "#8250df", "#0550ae", "#9a5b00", "#a0287a", "#1b6e68", "#4d4d00"],
-  dark: ["#8b98a5", "#ff7b72", "#c297ff", "#79c0ff", "#e3a04b", "#f47bc4", "#55c8bd", "#cdcd5a"],
+  light: { grey: "#6e7781", red: "#b3141c", purple: "#8250df", blue: "#0550ae", orange: "#9a5b00", pink: "#a0287a", teal: "#1b6e68", olive: "#4d4d00" },
+  dark: { grey: "#8b98a5", red: "#ff7b72", purple: "#c297ff", blue: "#79c0ff", orange: "#e3a04b", pink: "#f47bc4", teal: "#55c8bd", olive: "#cdcd5a" },
 };
+const KINDS = { torn: "red", empty: "purple", zeroed: "blue", missing: "orange", mixed: "pink", alien: "teal", "not on disk": "olive", "lost ack": "teal", "damage taken": "pink",
+  "double order": "red", "orphan order": "purple", diverged: "blue", "check failed": "blue", "schema broken": "orange", "invariant broken": "pink", "recovery failed": "blue",
+  "recovery hung": "orange", reset: "olive", "cannot save again": "purple", "silent failure": "olive", leftovers: "orange" };
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 let printing = false;
-const colour = (name) => {
-  const colours = COLOURS[isDark.matches && !printing ? "dark" : "light"];
-  const kind = KINDS.indexOf(name);
-  // What can't be judged is of no colour, as what passed.
-  return kind < 0 ? colours[0] : colours[1 + kind % 7];
-};
+// What can't be judged is of no colour, as what passed.
+const colour = (name) => COLOURS[isDark.matches && !printing ? "dark" : "light"][KINDS[name] ?? "grey"];
 
 const LANE_HEIGHT = 16;
 // How wide a letter under the map is.

@@ -187,15 +187,16 @@ impl<'a> Points<'a> {
         }
         let (counts, sections) = (self.counts(), self.sections());
         let (count, bytes) = self.pack(&sections)?;
-        let (ops, calls, paths) = match self.all.contains_key(&Axis::Run) {
-            true => ops(&self.line),
+        // Where no place is an op, none is named.
+        let (ops_count, (ops, calls, paths)) = match self.all.contains_key(&Axis::Run) {
+            true => (self.line.sites().sites.len(), ops(&self.line)),
             false => Default::default(),
         };
         Ok(Some(Map {
             end: sections.last().map_or(1, |section| section.end),
             sections,
             ops,
-            ops_count: self.line.sites().sites.len(),
+            ops_count,
             calls,
             paths,
             outcomes: self.outcomes.clone(),

@@ -220,11 +220,11 @@ fn an_edited_run_is_not_shown() {
     assert!(why.contains("does not say what its outcomes do"), "{why}");
 }
 
-/// A saver whose file name and contents would be a script, or no text at all, if anything were to take them for
-/// it.
+/// A saver whose file name and contents would be a script, or no text at all, or turn the words around them, if
+/// anything were to take them for it.
 const HOSTILE: &str = r#"
 import os
-name = b"<img src=x onerror=alert(1)>\xff.json"
+name = b"<img src=x onerror=alert(1)>\xff\xe2\x80\xaenosj.json"
 for n in range(3):
     with open(name, "wb") as file:
         file.write(b"</script><script>alert(%d)</script>\xff\x00" % n * 300)
@@ -239,13 +239,7 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
         return;
     };
     let place = tempfile::tempdir().unwrap();
-    let look = |arguments: &[&str]| {
-        let output = run_in(
-            place.path(),
-            &[&["run", "--quiet", "--seed", "1", "--html", "report.html"], arguments].concat(),
-        );
-        assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
-        let page = place.path().join("report.html");
+    let see = |page: &Path| {
         let seen = Command::new(&node)
             .arg(browser.join("report.mjs"))
             .arg(page)
@@ -254,12 +248,32 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
             .unwrap();
         assert!(seen.status.success(), "{}", text(&seen.stderr));
     };
+    let look = |arguments: &[&str]| {
+        let output = run_in(
+            place.path(),
+            &[&["run", "--quiet", "--seed", "1", "--html", "report.html"], arguments].concat(),
+        );
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
+        see(&place.path().join("report.html"));
+    };
     look(&["--trials", "200", "--strategy", "unsafe,atomic,truncate-late"]);
     look(&["--scenario", "poweroff", "--strategy", "unsafe,replace,durable"]);
+    look(&["--scenario", "enospc", "--strategy", "unsafe,atomic"]);
+    look(&["--scenario", "concurrent"]);
+    look(&["--exhaustive", "--strategy", "unsafe,atomic"]);
     if let (true, Some(python)) = (common::can_follow(), common::python()) {
         fs::write(place.path().join("hostile.py"), HOSTILE).unwrap();
         look(&["--trials", "30", "--", &python, "hostile.py"]);
+        assert!(read(place.path(), "report.html").contains("\\u{202e}nosj.json"));
     }
+    // Two runs of one scenario.
+    let first = ["run", "--quiet", "--seed", "2", "--trials", "40", "--strategy", "unsafe"];
+    run_in(place.path(), &first);
+    run_in(place.path(), &[&first[..3], &["3"], &first[4..]].concat());
+    let runs = crashtest::results::runs(place.path());
+    let both: Vec<_> = runs.iter().rev().take(2).filter_map(|run| run.to_str()).collect();
+    run_in(place.path(), &[&["report"], &both[..], &["--html", "report.html"]].concat());
+    see(&place.path().join("report.html"));
 }
 
 #[test]

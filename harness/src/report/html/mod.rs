@@ -118,7 +118,7 @@ pub fn skipped(name: &str, why: &str) -> Part {
 pub fn part(report: &Report, points: Vec<Points<'_>>, kept: &[Kept]) -> Result<Part> {
     let mut part = Part {
         name: text::visible(&report.scenario),
-        about: format!("{}; {} on {}", next::about(report), report.kernel, report.file_system),
+        about: about(report),
         command: command(&report.command_line),
         directory: report.directory.clone(),
         skipped: None,
@@ -133,6 +133,15 @@ pub fn part(report: &Report, points: Vec<Points<'_>>, kept: &[Kept]) -> Result<P
     Ok(part)
 }
 
+/// What it was about and where it ran; on which file system, a run that was cut short has not said.
+fn about(report: &Report) -> String {
+    let on = match report.file_system.as_str() {
+        "" => String::new(),
+        file_system => format!(" on {file_system}"),
+    };
+    format!("{}; {}{on}", next::about(report), report.kernel)
+}
+
 /// A command line as a shell takes it.
 fn command(words: &[String]) -> String {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
@@ -141,6 +150,8 @@ fn command(words: &[String]) -> String {
 
 fn shown(report: &Report, row: &Row, mut points: Points<'_>, kept: Vec<&Kept>) -> Result<RowShown> {
     let judged = Judged::of(report, row);
+    let of_kept = kept.iter().filter_map(|kept| kept.violations.first());
+    let of_kept: Vec<_> = of_kept.map(|violation| violation.kind.name().to_owned()).collect();
     let article = article::body(report, row, &judged, &points, kept);
     let tally = &row.tally;
     let mut kinds: Vec<_> = match points.counts().iter().sum::<u64>() {
@@ -148,6 +159,7 @@ fn shown(report: &Report, row: &Row, mut points: Points<'_>, kept: Vec<&Kept>) -
         _ => points.outcomes.clone(),
     };
     kinds.extend(tally.violated.keys().map(|kind| kind.name().to_owned()));
+    kinds.extend(of_kept);
     kinds.sort_unstable();
     kinds.dedup();
     Ok(RowShown {

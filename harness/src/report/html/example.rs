@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::points::Points;
-use super::text::{count, html, verbatim};
+use super::text::{count, html};
 use crate::difference::{self, Difference};
 use crate::fault::{Place, Point};
 use crate::report::{Report, table};
@@ -44,9 +44,20 @@ pub(super) fn write(report: &Report, kept: &Kept, points: &Points<'_>, out: &mut
     if let Some(timeline) = timeline(kept, &place, points) {
         say("calls", &timeline, out);
     }
-    let replay = format!("{} replay {}{}", table::called(report), kept.id, table::place(report));
-    say("again", &format!("<code class=\"command\">{}</code>", verbatim(&replay)), out);
+    let replay = replay(report, &kept.id);
+    say("again", &format!("<code class=\"command\">{}</code>", html(&replay)), out);
     out.push_str("</dl></details>\n");
+}
+
+/// The command that shows it again, as a shell takes it.
+fn replay(report: &Report, id: &str) -> String {
+    let mut words = vec![table::called(report), "replay", id];
+    let place = table::place(report);
+    if let Some(root) = place.strip_prefix(" --results ") {
+        // The directory of a run that has no other one in its name lies in this one.
+        words.extend(["--results", if root.is_empty() { "." } else { root }]);
+    }
+    super::command(&words)
 }
 
 fn say(term: &str, what: &str, out: &mut String) {

@@ -119,7 +119,7 @@ pub fn part(report: &Report, points: Vec<Points<'_>>, kept: &[Kept]) -> Result<P
     let mut part = Part {
         name: text::visible(&report.scenario),
         about: about(report),
-        command: command(&report.command_line),
+        command: command(&report.command_line.iter().map(String::as_str).collect::<Vec<_>>()),
         directory: report.directory.clone(),
         skipped: None,
         todo: (!report.complete).then(|| next::next(report)),
@@ -143,8 +143,7 @@ fn about(report: &Report) -> String {
 }
 
 /// A command line as a shell takes it.
-fn command(words: &[String]) -> String {
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
+fn command(words: &[&str]) -> String {
     shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
 }
 
@@ -207,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_command_is_quoted_for_a_shell() {
-        let words = ["crashtest", "run", "--", "python3", "my saver.py"].map(str::to_owned);
+        let words = ["crashtest", "run", "--", "python3", "my saver.py"];
         assert_eq!(command(&words), "crashtest run -- python3 'my saver.py'");
     }
 }

@@ -42,13 +42,6 @@ pub fn html(text: &str) -> String {
     markup(&visible(text))
 }
 
-/// As HTML, and as it is: of a command that is to be copied nothing may be another or be missing. What can't be seen
-/// is a reference, which is the character itself once it is read.
-#[must_use]
-pub fn verbatim(text: &str) -> String {
-    markup(text)
-}
-
 fn markup(text: &str) -> String {
     let mut html = String::with_capacity(text.len() + text.len() / 8);
     for letter in text.chars() {

@@ -23,8 +23,10 @@ impl Books {
     /// Books for the subjects of a plan.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
-        let row =
-            |one: &PlannedSubject| (Tally::default(), BTreeMap::new(), Counter::new(&one.sites));
+        let row = |one: &PlannedSubject| {
+            let counter = Counter::new(&one.sites).with_derived(&one.stretches);
+            (Tally::default(), BTreeMap::new(), counter)
+        };
         Self { rows: plan.subjects.iter().map(row).collect() }
     }
 

@@ -27,9 +27,9 @@ pub struct Difference {
 }
 
 /// How many bytes before a difference are shown.
-const BEFORE: usize = 48;
+pub const BEFORE: usize = 48;
 /// How many from it on.
-const FROM: usize = 96;
+pub const FROM: usize = 96;
 
 /// The differences of all state files from the version that the survivor is most like, of those that may
 /// exist when so many acks were given.

@@ -9,7 +9,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use crate::fault::{Fault, Injection, Nature, Point, Strike, Struck};
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{self, Fault, Injection, Nature, Point, Strike, Struck};
 use crate::history::History;
 use crate::model::{Files, Node, NotModelled};
 use crate::op::{ByteOffset, Call, Effect, Op, OpIndex, Trace};
@@ -40,6 +42,68 @@ pub struct Place {
     pub until: u64,
     /// What is broken.
     pub broken: Vec<ViolationKind>,
+}
+
+/// So many states, one after the other, that are worth the same: what is kept of them for the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Where the first of them is.
+    pub at: fault::Place,
+    /// How many there are; the others follow byte by byte.
+    pub states: u64,
+    /// The most fundamental violation, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broken: Option<ViolationKind>,
+}
+
+/// How many stretches are kept of a subject: a state that breaks another promise at each byte would make the plan
+/// larger than the outcomes.
+const STRETCHES_MAX: usize = 50_000;
+
+impl Stretch {
+    /// The places of its states.
+    pub fn places(self) -> impl Iterator<Item = fault::Place> {
+        (0..self.states).map(move |more| match self.at {
+            fault::Place::Op(op, Point::Inside(ByteOffset(byte))) => {
+                fault::Place::Op(op, Point::Inside(ByteOffset(byte + more)))
+            }
+            other => other,
+        })
+    }
+
+    /// Whether the state after its last one is there.
+    fn goes_on_at(&self, at: fault::Place) -> bool {
+        match (self.at, at) {
+            (
+                fault::Place::Op(op, Point::Inside(ByteOffset(first))),
+                fault::Place::Op(other, Point::Inside(ByteOffset(next))),
+            ) => op == other && first + self.states == next,
+            _ => false,
+        }
+    }
+}
+
+impl Exhausted {
+    /// All states in their order; none if they are too many to be kept.
+    #[must_use]
+    pub fn stretches(&self) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for Place { strike, until, broken } in &self.places {
+            let (at, broken) = (fault::Place::Op(strike.op, strike.point), broken.first().copied());
+            let states = match strike.point {
+                Point::Inside(ByteOffset(first)) => until - first + 1,
+                Point::Before | Point::After => 1,
+            };
+            match stretches.last_mut() {
+                Some(last) if last.broken == broken && last.goes_on_at(at) => last.states += states,
+                _ => stretches.push(Stretch { at, states, broken }),
+            }
+        }
+        if stretches.len() > STRETCHES_MAX {
+            stretches.clear();
+        }
+        stretches
+    }
 }
 
 /// How many bytes are looked at, in all looks together, to tell one kind of damage from another; after

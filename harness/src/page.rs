@@ -14,21 +14,15 @@ pub fn gather(all: &All) -> Result<Page> {
         One::Skipped(why) => Ok(html::skipped(name, why)),
         One::Ran(report) => part(report),
     });
-    let made = all.reports().next().map_or(String::new(), |report| {
-        format!(
-            "Made by crashtest {} from seed {}: {}",
-            report.crashtest,
-            report.seed.0,
-            report.command_line.join(" ")
-        )
-    });
-    Ok(Page { made, scenarios: parts.collect::<Result<_>>()? })
+    Ok(Page { scenarios: parts.collect::<Result<_>>()? })
 }
 
 fn part(report: &Report) -> Result<Part> {
     let directory = RunDirectory::open(Path::new("."), &report.directory)?;
     let plan = directory.read_plan()?;
-    let mut points: Vec<_> = plan.subjects.iter().map(|one| Points::new(&one.sites)).collect();
+    let subjects = plan.subjects.iter();
+    let mut points: Vec<_> =
+        subjects.map(|one| Points::new(&one.sites).with_derived(&one.stretches)).collect();
     directory.read_outcomes(|record, _| {
         if let Some(points) = points.get_mut(record.subject) {
             points.add(&record);

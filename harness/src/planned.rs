@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::agenda::{Agenda, Front, Sampled};
 use crate::asked::Asked;
 use crate::error::{Error, Result};
+use crate::exhaustive::Stretch;
 use crate::fault::FaultKind;
 use crate::plan::{Planner, Site, Sites};
 use crate::shard::Shard;
@@ -66,6 +67,9 @@ pub struct PlannedSubject {
     /// How many states were derived from one recording, and what they are worth, if they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<(u64, Tally)>,
+    /// These states in their order, for the map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stretches: Vec<Stretch>,
 }
 
 impl PlannedSubject {

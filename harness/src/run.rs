@@ -241,6 +241,7 @@ fn plan(request: &Request, prepared: &[Prepared], exhausted: Vec<Option<Exhauste
             population: prepared.planner.population(),
             whole: prepared.planner.is_whole(),
             notes: prepared.notes.clone(),
+            stretches: exhausted.as_ref().map(Exhausted::stretches).unwrap_or_default(),
             derived: exhausted.map(|exhausted| (exhausted.states, exhausted.tally)),
         });
     }

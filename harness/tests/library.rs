@@ -92,13 +92,17 @@ fn the_line_of_a_save_in_place_and_what_to_do_are_the_message() {
     assert!(String::from_utf8_lossy(&replayed.stdout).contains("the same verdict"), "{again}");
 }
 
+/// A way to save.
+type Saver = fn(&Path, &str) -> io::Result<()>;
+
 #[test]
 fn each_call_is_a_check_of_its_own() {
     if !can_check() {
         return;
     }
     let [first, second] = states();
-    let savers: [(fn(&Path, &str) -> io::Result<()>, bool); 4] =
+    // Each way twice: the third call and the fourth are in the same place as the first and the second.
+    let savers: [(Saver, bool); 4] =
         [(durably, true), (in_place, false), (durably, true), (in_place, false)];
     for (save, sound) in savers {
         let check = || {

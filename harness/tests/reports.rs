@@ -381,11 +381,11 @@ fn names_of_files_are_no_commands_to_a_terminal_or_a_service() {
     }
 }
 
-/// A saver whose file name and contents would be a script, or no text at all, if anything were to take them for
-/// it.
+/// A saver whose file name and contents would be a script, or no text at all, or turn the words around them, if
+/// anything were to take them for it.
 const HOSTILE: &str = r#"
 import os
-name = b"<img src=x onerror=alert(1)>\xff.json"
+name = b"<img src=x onerror=alert(1)>\xff\xe2\x80\xaenosj.json"
 for n in range(3):
     with open(name, "wb") as file:
         file.write(b"</script><script>alert(%d)</script>\xff\x00" % n * 300)
@@ -400,13 +400,7 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
         return;
     };
     let place = tempfile::tempdir().unwrap();
-    let look = |arguments: &[&str]| {
-        let output = run_in(
-            place.path(),
-            &[&["run", "--quiet", "--seed", "1", "--html", "report.html"], arguments].concat(),
-        );
-        assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
-        let page = place.path().join("report.html");
+    let see = |page: &Path| {
         let seen = Command::new(&node)
             .arg(browser.join("report.mjs"))
             .arg(page)
@@ -415,12 +409,75 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
             .unwrap();
         assert!(seen.status.success(), "{}", text(&seen.stderr));
     };
+    let look = |arguments: &[&str]| {
+        let output = run_in(
+            place.path(),
+            &[&["run", "--quiet", "--seed", "1", "--html", "report.html"], arguments].concat(),
+        );
+        assert!(output.status.code().is_some_and(|code| code <= 1), "{}", text(&output.stderr));
+        see(&place.path().join("report.html"));
+    };
     look(&["--trials", "200", "--strategy", "unsafe,atomic,truncate-late"]);
     look(&["--scenario", "poweroff", "--strategy", "unsafe,replace,durable"]);
+    look(&["--scenario", "enospc", "--strategy", "unsafe,atomic"]);
+    look(&["--scenario", "concurrent"]);
+    look(&["--exhaustive", "--strategy", "unsafe,atomic"]);
     if let (true, Some(python)) = (common::can_follow(), common::python()) {
         fs::write(place.path().join("hostile.py"), HOSTILE).unwrap();
         look(&["--trials", "30", "--", &python, "hostile.py"]);
+        assert!(read(place.path(), "report.html").contains("\\u{202e}nosj.json"));
     }
+    // Two runs of one scenario.
+    let first = ["run", "--quiet", "--seed", "2", "--trials", "40", "--strategy", "unsafe"];
+    run_in(place.path(), &first);
+    run_in(place.path(), &[&first[..3], &["3"], &first[4..]].concat());
+    let runs = crashtest::results::runs(place.path());
+    let both: Vec<_> = runs.iter().rev().take(2).filter_map(|run| run.to_str()).collect();
+    run_in(place.path(), &[&["report"], &both[..], &["--html", "report.html"]].concat());
+    see(&place.path().join("report.html"));
+}
+
+#[test]
+fn the_map_of_an_exhaustive_run_has_all_states() {
+    let place = tempfile::tempdir().unwrap();
+    let strategy = ["--strategy", "unsafe", "--html", "report.html", "--json"];
+    let output = run_in(
+        place.path(),
+        &[&["run", "--quiet", "--seed", "1", "--exhaustive"], &strategy[..]].concat(),
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = &report["subjects"][0];
+    let columns = row["heat"]["columns"].as_array().unwrap();
+    let of = |column: &serde_json::Value| {
+        let broken = column["broken"].as_object().unwrap().values();
+        column["passed"].as_u64().unwrap() + broken.map(|n| n.as_u64().unwrap()).sum::<u64>()
+    };
+    let counted: u64 = columns.iter().map(of).sum();
+    assert_eq!(Some(counted), row["derived"]["states"].as_u64());
+    let page = read(place.path(), "report.html");
+    assert!(page.contains("The map shows all derived states"), "{page}");
+    let passed = row["tally"]["passed"].as_u64().unwrap();
+    assert!(page.contains(&format!("On the map: passed {passed}, ")), "{passed}: {page}");
+}
+
+#[test]
+fn the_page_says_what_is_unclear_and_how_an_interrupted_run_goes_on() {
+    let place = tempfile::tempdir().unwrap();
+    run_in(
+        place.path(),
+        &["run", "--quiet", "--seed", "1", "--trials", "40", "--strategy", "atomic"],
+    );
+    let run = crashtest::results::runs(place.path()).pop().unwrap();
+    // As a run that was killed leaves it.
+    fs::remove_file(run.join("report.json")).unwrap();
+    let outcomes = fs::read_to_string(run.join("outcomes.jsonl")).unwrap();
+    let first: String = outcomes.lines().take(9).map(|line| format!("{line}\n")).collect();
+    fs::write(run.join("outcomes.jsonl"), first).unwrap();
+    run_in(place.path(), &["report", run.to_str().unwrap(), "--html", "report.html"]);
+    let page = read(place.path(), "report.html");
+    assert!(page.contains(">1 result is unclear<"), "{page}");
+    assert!(!page.contains("not as expected</strong>"), "{page}");
+    assert!(page.contains(" run --resume "), "{page}");
 }
 
 /// What a kept schema objects to in a document.

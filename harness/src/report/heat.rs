@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use super::place::Line;
+use crate::exhaustive::Stretch;
 use crate::fault::{Place, Point};
 use crate::plan::Sites;
 use crate::record::{Brief, Record};
@@ -40,6 +41,8 @@ pub struct Counter {
     sites: Sites,
     /// The column before each op, if each has its own, and after the last.
     begins: Vec<usize>,
+    /// Whether these are derived states.
+    derived: bool,
     heat: Heat,
 }
 
@@ -50,7 +53,12 @@ impl Counter {
         let count = sites.sites.len();
         let bytes: u64 = sites.bytes();
         let writing = sites.sites.iter().filter(|site| site.length > 0).count();
-        let mut counter = Self { sites: sites.clone(), begins: Vec::new(), heat: Heat::default() };
+        let mut counter = Self {
+            sites: sites.clone(),
+            begins: Vec::new(),
+            derived: false,
+            heat: Heat::default(),
+        };
         let Some(free) = COLUMNS.checked_sub(count + writing + 1).filter(|_| count > 0) else {
             return counter;
         };
@@ -66,21 +74,44 @@ impl Counter {
         counter
     }
 
+    /// Counts derived states, if there are any, and from then on no trial: those that are really made are a few of
+    /// them once more.
+    #[must_use]
+    pub fn with_derived(mut self, stretches: &[Stretch]) -> Self {
+        for stretch in stretches {
+            for place in stretch.places() {
+                self.count(&place, stretch.broken);
+            }
+        }
+        self.derived = !stretches.is_empty();
+        self
+    }
+
     /// Counts one, if it struck at a call.
     pub fn add(&mut self, record: &Record) {
-        let Some(column) = self.column(&record.at) else { return };
+        if self.derived {
+            return;
+        }
+        match &record.verdict {
+            Brief::Pass => self.count(&record.at, None),
+            Brief::Violated(kinds) => {
+                if let Some(kind) = kinds.first() {
+                    self.count(&record.at, Some(*kind));
+                }
+            }
+            Brief::Inconclusive(_) => {}
+        }
+    }
+
+    fn count(&mut self, place: &Place, broken: Option<ViolationKind>) {
+        let Some(column) = self.column(place) else { return };
         if self.heat.columns.is_empty() {
             self.heat.columns = vec![Column::default(); COLUMNS];
         }
         let Some(column) = self.heat.columns.get_mut(column) else { return };
-        match &record.verdict {
-            Brief::Pass => column.passed += 1,
-            Brief::Violated(kinds) => {
-                if let Some(kind) = kinds.first() {
-                    *column.broken.entry(*kind).or_default() += 1;
-                }
-            }
-            Brief::Inconclusive(_) => {}
+        match broken {
+            None => column.passed += 1,
+            Some(kind) => *column.broken.entry(kind).or_default() += 1,
         }
     }
 

@@ -1,22 +1,20 @@
 //! Where trials struck, along a line that can be drawn: the ops of the run with their bytes, or what was free.
 
-use serde::Serialize;
-
 use crate::at_rest::Harm;
 use crate::fault::{Place, Point};
+use crate::file_system;
 use crate::op::Family;
 use crate::plan::Sites;
 
 /// What the line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Axis {
     /// The ops of the unbroken run, each as long as the bytes that it writes, with a place before it and one
     /// after it.
     Run,
-    /// How much was free.
-    Free,
-    /// The bytes of the state.
+    /// How much was free of what.
+    Free(file_system::Axis),
+    /// The whole state file, and then its bytes.
     State,
     /// Moments, in their order.
     Moments,
@@ -69,6 +67,18 @@ impl<'a> Line<'a> {
         self.begins.get(op).copied().unwrap_or(self.end)
     }
 
+    /// The op of a place, from none done to all done, if it is at one of those of the unbroken run.
+    #[must_use]
+    pub fn op(&self, place: &Place) -> Option<usize> {
+        let op = match place {
+            Place::Op(op, _) => op.0,
+            Place::Call(family, nth, _) => Self::nth(self.sites, *family, *nth)?,
+            Place::Meeting(meeting) => meeting.before as usize,
+            Place::Free(..) | Place::Rest(_) | Place::Parting(_) | Place::Moment => return None,
+        };
+        (op <= self.sites.sites.len()).then_some(op)
+    }
+
     /// Where the place of trial `n` is, on which line.
     #[must_use]
     pub fn at(&self, place: &Place, n: u64) -> (Axis, u64) {
@@ -86,9 +96,10 @@ impl<'a> Line<'a> {
                 let op = Self::nth(self.sites, *family, *nth);
                 (Axis::Run, op.map_or(self.end, |op| self.begin(op)))
             }
-            Place::Free(_, free, _) => (Axis::Free, *free),
+            Place::Free(axis, free, _) => (Axis::Free(*axis), *free),
             Place::Rest(harming) => match harming.how {
-                Harm::Cut(byte) | Harm::Flip(byte, _) => (Axis::State, byte),
+                Harm::Cut(byte) | Harm::Flip(byte, _) => (Axis::State, byte + 1),
+                // Not a byte of it.
                 _ => (Axis::State, 0),
             },
             Place::Meeting(meeting) => (Axis::Run, self.begin(meeting.before as usize)),

@@ -24,6 +24,8 @@ use crate::os::process::{self, Ended};
 
 /// Tells the binary of a test what is wanted of it.
 const CALL: &str = "CRASHTEST_CALL";
+/// Which binary that is meant for: one that a test starts is not told.
+const CALL_OF: &str = "CRASHTEST_CALL_OF";
 /// Stands before the report: what a test harness prints comes first.
 const BEGIN: &str = "--- what crashtest found ---";
 /// The thread of a test is named like it, and this one like none.
@@ -152,8 +154,7 @@ impl<'a> Checker<'a> {
     #[track_caller]
     pub fn check<T: Termination>(self, save: impl FnOnce(&Path) -> T) {
         let place = this_call(Location::caller());
-        let call = std::env::var(CALL).ok().and_then(|call| call.parse::<Call>().ok());
-        match call {
+        match wanted() {
             None => tell(ask(&place)),
             // The test is run for another one of its calls.
             Some(call) if call.place != place => {}
@@ -198,6 +199,8 @@ impl<'a> Checker<'a> {
         }
         let told = |role| Call { role, place: place.to_owned() }.to_string();
         words.push(format!("--env={CALL}={}", told(Role::Save)));
+        // A replay is started by somebody else.
+        words.push(format!("--env={CALL_OF}={program}"));
         // A panic is an answer to a call that fails; to look all of its frames up would take longer than it.
         words.push("--env=RUST_BACKTRACE=0".to_owned());
         let shell = |role| {
@@ -248,6 +251,13 @@ impl fmt::Debug for Checker<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Checker").field("options", &self.options).finish_non_exhaustive()
     }
+}
+
+/// What is wanted of this binary, if it was started for that.
+fn wanted() -> Option<Call> {
+    let of = std::env::var_os(CALL_OF)?;
+    let call = std::env::var(CALL).ok()?.parse().ok()?;
+    (std::env::current_exe().ok()?.as_os_str() == of).then_some(call)
 }
 
 /// What is wanted of the binary of a test.
@@ -362,6 +372,7 @@ fn ask(place: &str) -> Result<Answer> {
     let output = Command::new(&program)
         .args(&arguments)
         .env(CALL, call.to_string())
+        .env(CALL_OF, &program)
         .stdin(Stdio::null())
         .output()
         .context(format_args!("start {program} again"))?;

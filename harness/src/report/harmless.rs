@@ -38,11 +38,15 @@ pub fn escaped(text: &str) -> String {
     text.chars().map(one).collect()
 }
 
-/// Whether a character shows as itself, wherever it stands. Besides control characters those are not that
-/// change the direction of what follows (Unicode Standard Annex 9, table 4) or end a line.
-fn is_harmless(c: char) -> bool {
-    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !(c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}'))
+/// Whether a character shows as itself, wherever it stands: it is in none of the categories Cc and Cf of Unicode,
+/// some of which turn the direction of the words around them, and ends no line.
+#[must_use]
+pub fn is_harmless(c: char) -> bool {
+    let format = matches!(c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    !c.is_control() && !format
 }
 
 #[cfg(test)]

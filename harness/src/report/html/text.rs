@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::report::harmless::is_harmless;
+
 /// How many bytes of a name or a sentence are in the page.
 const TEXT_MAX: usize = 2000;
 
@@ -13,7 +15,8 @@ pub fn visible(text: &str) -> String {
     for letter in cut(text).chars() {
         match letter {
             '\n' | '\t' => shown.push(letter),
-            _ if is_unseen(letter) => {
+            // What was no UTF-8 is nothing to see, either.
+            _ if letter == char::REPLACEMENT_CHARACTER || !is_harmless(letter) => {
                 // Writing to a string can't fail.
                 let _ = write!(shown, "{}", letter.escape_unicode());
             }
@@ -24,16 +27,6 @@ pub fn visible(text: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-/// Whether a character changes how others look, or is nothing to see: the categories Cc and Cf of Unicode, line and
-/// paragraph separators, and the replacement character.
-fn is_unseen(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter,
-            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
-            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffd}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The same as HTML, in an element or in an attribute with quotation marks.

@@ -55,6 +55,16 @@ fn judge(cases: &[Case<'_>]) {
     }
 }
 
+/// Where an empty database was made: one that the power left half-made is refused by LMDB and by redb, and
+/// that is true of them and not what is asked here.
+fn begun(make: &[&str]) -> tempfile::TempDir {
+    let begin = tempfile::tempdir().unwrap();
+    let made =
+        std::process::Command::new(make[0]).args(&make[1..]).current_dir(begin.path()).status();
+    assert!(made.unwrap().success());
+    begin
+}
+
 fn words(text: &str) -> Vec<String> {
     text.split(' ').map(str::to_owned).collect()
 }
@@ -94,16 +104,16 @@ fn lmdb_through_a_shared_map_is_caught_without_syncs_alone() {
         return;
     }
     let script = targets("servers/lmdb_rows.py");
-    let case = |sync: &str, fs, sound| Case {
-        options: fs,
+    let begin = begun(&[&python, &script, "make"]);
+    let begin = begin.path().display().to_string();
+    let both = ["--write-back", "never,commit,slow", "--init", &begin];
+    let case = |sync: &str, sound| Case {
+        options: &both,
         check: format!("{python} {script} acked"),
         argv: words(&format!("{python} {script} write {sync}")),
         sound,
     };
-    judge(&[
-        case("nosync", &["--write-back", "never,slow"], false),
-        case("sync", &["--write-back", "never,commit,slow"], true),
-    ]);
+    judge(&[case("nosync", false), case("sync", true)]);
 }
 
 #[test]
@@ -137,10 +147,7 @@ fn redb_keeps_what_it_committed_unless_it_was_told_not_to() {
     let check = format!("{} acked", program.display());
     let write = format!("{} write", program.display());
     let argv = words(&format!("{write} immediate"));
-    // While it is being made it can be left so that redb refuses it.
-    let begin = tempfile::tempdir().unwrap();
-    let made = std::process::Command::new(&program).arg("make").current_dir(begin.path()).status();
-    assert!(made.unwrap().success());
+    let begin = begun(&[&program.display().to_string(), "make"]);
     let options = ["--write-back", "never,slow", "--init", &begin.path().display().to_string()];
     judge(&[Case { options: &options, check: check.clone(), argv, sound: true }]);
     // What it is told not to keep is lost even if the power stays: that is no case for a power cut.

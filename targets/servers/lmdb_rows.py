@@ -1,5 +1,6 @@
 """Adds rows to an LMDB database, one a transaction, and prints the number of each when it is committed.
 
+    lmdb_rows.py make           makes an empty one: half-made, LMDB refuses it
     lmdb_rows.py write sync|nosync
     lmdb_rows.py acked          is all there, and right, that was acknowledged?
 """
@@ -40,6 +41,8 @@ def check(owed):
 
 
 match sys.argv[1]:
+    case "make":
+        lmdb.open("rows", map_size=SIZE, writemap=True).close()
     case "write":
         write(sys.argv[2] == "sync")
     case "acked":

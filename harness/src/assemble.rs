@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use crate::agenda::Agenda;
 use crate::asked::Asked;
 use crate::books::Books;
-use crate::cutter::Cut;
+use crate::cut::Cut;
 use crate::fault::FaultKind;
 use crate::file_system::FileSystem;
 use crate::plan::Planner;
 use crate::planned::{Plan, PlannedSubject};
+use crate::power::spread::Spread;
 use crate::poweroff_disk;
 use crate::record::Record;
+use crate::report::heat::Counter;
 use crate::report::power::{Cell, Finding, OnDisk};
 use crate::report::{DerivedKills, Row, Swept};
 use crate::scenario::Expectation;
@@ -213,7 +215,8 @@ pub fn power_rows(plan: &Plan, found: BTreeMap<u64, Found>) -> Vec<Row> {
         }
         let mut tally = Tally::default();
         cells.iter().for_each(|cell| tally.merge(&cell.tally));
-        Row { cells, ..bare(plan, one, tally) }
+        let heat = Counter::of_cells(&one.sites, &cells).heat();
+        Row { cells, heat, ..bare(plan, one, tally) }
     };
     plan.subjects.iter().zip(cells).map(row).collect()
 }
@@ -235,6 +238,7 @@ fn disk_cell(asked: &Asked, one: &PlannedSubject, fs: FileSystem, cuts: Vec<Cut>
         exhaustive: false,
         not_measured: None,
         tally: Tally::default(),
+        spread: Spread::default(),
         findings: Vec::new(),
         expectation: expectation_on_disk(asked, &one.name, fs),
         disk: None,
@@ -244,6 +248,7 @@ fn disk_cell(asked: &Asked, one: &PlannedSubject, fs: FileSystem, cuts: Vec<Cut>
     for cut in cuts {
         cell.states += cut.images;
         cell.tally.merge(&cut.tally);
+        cell.spread.merge(&cut.spread);
         seen.extend(cut.seen);
         compared &= cut.allowed.is_some();
         allowed.extend(cut.allowed.into_iter().flatten());
@@ -256,6 +261,7 @@ fn disk_cell(asked: &Asked, one: &PlannedSubject, fs: FileSystem, cuts: Vec<Cut>
         }
     }
     cell.distinct = seen.len();
+    cell.spread = cell.spread.coarse();
     cell.findings.sort_by_key(|finding| (finding.kind.promise(), finding.explanation.after_ops));
     on_disk.not_compared = !compared && asked.disk.profile(fs).is_some();
     if compared {

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use crate::agenda::Range;
+use crate::cut::Cut;
 use crate::difference;
 use crate::disk::device::{Disk, Mounted, Unmounted, unexpected};
 use crate::disk::images::{Image, Images, images};
@@ -32,11 +31,10 @@ use crate::power::lower::lower;
 use crate::power::profile::Profile;
 use crate::power::walk::Seen;
 use crate::recorded::{self, Recording};
-use crate::report::power::{Finding, Troubles};
+use crate::report::power::Finding;
 use crate::results::RunDirectory;
 use crate::run::Request;
 use crate::subject::{Kind, Prepared};
-use crate::tally::Tally;
 use crate::verdict::{Verdict, Violation, ViolationKind, Why};
 
 /// How many crash states of a recording the model is asked for.
@@ -57,35 +55,6 @@ pub struct Unit {
     pub write_back: WriteBack,
     /// How many images are looked at.
     pub images_max: usize,
-}
-
-/// What the images of one recording have shown.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Cut {
-    /// The number of the recording.
-    pub n: u64,
-    /// How many images were mounted.
-    pub images: u64,
-    /// Whether these are all prefixes of what was written, at least.
-    pub prefixes: bool,
-    /// How many acks were given.
-    pub acks: u64,
-    /// The verdicts.
-    pub tally: Tally,
-    /// Why promises break, each cause once, and the distinct survivors of each.
-    pub findings: Vec<(Finding, BTreeSet<u64>)>,
-    /// The distinct survivors.
-    pub seen: BTreeSet<u64>,
-    /// Those that the model allows, if there is one for this file system.
-    pub allowed: Option<BTreeSet<u64>>,
-    /// Survivors that the model does not allow.
-    pub outside: Troubles,
-    /// Images that could not be mounted, and what the kernel said of the first.
-    pub refused: Troubles,
-    /// Images with which something took too long.
-    pub stuck: Troubles,
-    /// Images at which the tool of the file system complains once they have been mounted.
-    pub harmed: Troubles,
 }
 
 /// Makes recordings and looks at their images, on a disk of its own.
@@ -318,12 +287,13 @@ impl<'a> Cutter<'a> {
             survivor: made.recorded.prepared.settled(outcome.survivor.clone()),
             ..outcome
         };
+        let at = ops(&outcome).unwrap_or(usize::try_from(outcome.acks).unwrap_or(usize::MAX));
         match oracle::judge(&outcome, &made.recorded.history, &self.request.asked.promises) {
-            Verdict::Pass => cut.tally.enter(&[], 1),
+            Verdict::Pass => cut.enter(&[], at),
             Verdict::Inconclusive(why) => *cut.tally.inconclusive.entry(why).or_default() += 1,
             Verdict::Violated(violations) => {
                 let kinds: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
-                cut.tally.enter(&kinds, 1);
+                cut.enter(&kinds, at);
                 let explanation = explain(made, found, &outcome, violations[0].kind);
                 let fresh = self.found(unit, &outcome, violations, explanation, (class, cut))?;
                 if let (Some(id), Some(directory), true) =
@@ -515,6 +485,14 @@ impl Work for Cutter<'_> {
     }
 }
 
+/// After how many ops the power went, if they are known.
+fn ops(outcome: &Outcome) -> Option<usize> {
+    match outcome.injection {
+        Injection::At(Struck::Power { ops }) => Some(ops),
+        _ => None,
+    }
+}
+
 /// Why an image breaks a promise: as the model has it, if it knows the survivor.
 fn explain(
     made: &Made<'_>,
@@ -526,10 +504,7 @@ fn explain(
     let Some((model, place)) = found else {
         let cause = format!("{} {kind:?}", kind.promise().name());
         let (lost, durable, remedy) = (Vec::new(), None, Remedy::Unknown);
-        let after_ops = match outcome.injection {
-            Injection::At(Struck::Power { ops }) => ops,
-            _ => 0,
-        };
+        let after_ops = ops(outcome).unwrap_or(0);
         return Explanation { after_ops, lost, durable, words: on_disk, remedy, cause };
     };
     let owing = &model.derived.survivors[place].owing;

@@ -339,6 +339,7 @@ impl Fault {
     /// Where it strikes.
     #[must_use]
     pub fn place(&self) -> Place {
+        let before = |ops| Place::Op(OpIndex(ops), Point::Before);
         match self {
             Self::Kill(strike) | Self::ShortWrite(strike) => Place::Op(strike.op, strike.point),
             Self::KillAfter { .. } => Place::Moment,
@@ -347,8 +348,8 @@ impl Fault {
                 Place::Call(failing.family, failing.nth, second)
             }
             Self::DiskFull(full) => Place::Free(full.axis, full.free, full.kill_before),
-            Self::PowerLoss(loss) => Place::Op(OpIndex(loss.ops()), Point::Before),
-            Self::PowerCut(cut) => Place::Op(OpIndex(cut.ops.unwrap_or(0)), Point::Before),
+            Self::PowerLoss(loss) => before(loss.ops()),
+            Self::PowerCut(cut) => cut.ops.map_or(Place::Moment, before),
             Self::AtRest(harming) => Place::Rest(*harming),
             Self::Concurrent(meeting) => Place::Meeting(*meeting),
             Self::Parted(parting) => Place::Parting(*parting),

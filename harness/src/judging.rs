@@ -7,6 +7,7 @@ use crate::history::History;
 use crate::oracle;
 use crate::outcome::Outcome;
 use crate::power::derive::{Distinct, Owing};
+use crate::power::spread::Spread;
 use crate::power::survivor::CrashState;
 use crate::power::{Lowered, Time};
 use crate::recorded::{Recording, state_of};
@@ -29,6 +30,8 @@ pub struct Judging<'a> {
     owed_by_acks: Vec<usize>,
     /// The verdicts, by crash state.
     pub tally: Tally,
+    /// Where along the run they come.
+    pub spread: Spread,
     /// What breaks promises, by its cause.
     pub causes: BTreeMap<String, Cause>,
     looked_at: usize,
@@ -59,6 +62,7 @@ impl<'a> Judging<'a> {
             promises,
             owed_by_acks: history.owed_by_acks(trace.acks.len(), &trace.said),
             tally: Tally::default(),
+            spread: Spread::default(),
             causes: BTreeMap::new(),
             looked_at: 0,
             explained: 0,
@@ -74,7 +78,7 @@ impl<'a> Judging<'a> {
         for owing in &distinct.owing {
             let is_lost = distinct.version.is_some_and(|version| version < owing.owed);
             if distinct.version.is_some() && !is_lost && reacted.is_empty() {
-                self.tally.enter(&[], owing.states);
+                self.enter(&[], owing, Time(0));
                 continue;
             }
             let moment = self.first_moment(distinct.version, owing);
@@ -92,7 +96,7 @@ impl<'a> Judging<'a> {
                     None => continue,
                 },
             };
-            self.tally.enter(&kinds, owing.states);
+            self.enter(&kinds, owing, moment);
             if let Some(found) = self.causes.get_mut(&cause) {
                 found.count(&kinds, owing.states, counted.insert(cause.clone()));
             }
@@ -101,6 +105,14 @@ impl<'a> Judging<'a> {
                 (false, None) => self.last = Some((kinds, cause)),
                 (false, Some(_)) => {}
             }
+        }
+    }
+
+    /// Counts the states that are worth this, each at its moment, and not before one at which something is owed.
+    fn enter(&mut self, kinds: &[ViolationKind], owing: &Owing, owed: Time) {
+        self.tally.enter(kinds, owing.states);
+        for (moment, states) in owing.moments.counts() {
+            self.spread.enter(kinds.first().copied(), moment.max(owed).ops_begun(), states);
         }
     }
 
@@ -118,7 +130,7 @@ impl<'a> Judging<'a> {
         self.looked_at += outcome.survivor.size() + 64;
         let violations = violations(&outcome, &self.recording.history, self.promises, reacted);
         let Some(first) = violations.first().map(|violation| violation.kind) else {
-            self.tally.enter(&[], owing.states);
+            self.enter(&[], owing, Time(0));
             return None;
         };
         self.explained += 1;

@@ -29,6 +29,7 @@ pub mod at_rest;
 pub mod books;
 pub mod compare;
 pub mod confirm;
+pub mod cut;
 pub mod cutter;
 pub mod describe;
 pub mod difference;

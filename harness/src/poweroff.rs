@@ -21,6 +21,7 @@ use crate::power::Lowered;
 use crate::power::derive::{Budget, Derived, derive};
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
+use crate::power::spread::Spread;
 use crate::power::survivor::CrashState;
 use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
@@ -201,7 +202,7 @@ impl Case<'_> {
             let reacted = reaction(confronted).map(|reaction| &reaction.violations[..]);
             judging.distinct(distinct, reacted.unwrap_or_default());
         }
-        let Judging { tally, causes, .. } = judging;
+        let Judging { tally, spread, causes, .. } = judging;
         let mut findings = Vec::new();
         for cause in causes.into_values() {
             findings.push(self.finding(explored, cause, directory)?);
@@ -216,6 +217,7 @@ impl Case<'_> {
             exhaustive: derived.exhaustive,
             not_measured: None,
             tally,
+            spread: spread.coarse(),
             findings,
             expectation: self.request.asked.expectation(&self.recording.prepared.name, Some(name)),
             disk: None,
@@ -231,6 +233,7 @@ impl Case<'_> {
             exhaustive: false,
             not_measured: Some(why),
             tally: Tally::default(),
+            spread: Spread::default(),
             findings: Vec::new(),
             expectation: self
                 .request

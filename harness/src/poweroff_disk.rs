@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::cutter::{Cut, Cutter, Unit};
+use crate::cut::Cut;
+use crate::cutter::{Cutter, Unit};
 use crate::disk::client::Server;
 use crate::disk::device::Disk;
 use crate::disk::plan::{Cutting, WriteBack};

@@ -57,6 +57,12 @@ fn every_strategy_breaks_what_it_must_and_the_model_allows_all_that_is_seen() {
     assert_eq!(status, 0, "{report:#}");
     let cells = cells(&report);
     for (name, cell) in &cells {
+        let unclear = common::sum(&cell["tally"]["inconclusive"]);
+        assert_eq!(
+            Some(common::placed(cell) + unclear),
+            cell["states"].as_u64(),
+            "{name}: {cell:#}"
+        );
         let disk = &cell["disk"];
         assert!(cell["states"].as_u64().unwrap() > images * 4 / 5, "{name}: {cell:#}");
         assert_eq!(disk["outside"]["count"], 0, "{name}: {disk:#}");

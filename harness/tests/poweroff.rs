@@ -45,11 +45,28 @@ fn words(finding: &Value) -> &str {
     finding["explanation"]["words"].as_str().unwrap()
 }
 
+/// All states are counted along the run, and what is explained is broken where its example is.
+fn every_state_has_its_place(row: &Value) {
+    for cell in row["cells"].as_array().unwrap() {
+        let passed = common::sum(&cell["spread"]["passed"]);
+        assert_eq!(Some(passed), cell["tally"]["passed"].as_u64(), "{cell:#}");
+        assert_eq!(Some(common::placed(cell)), cell["states"].as_u64(), "{cell:#}");
+        for finding in cell["findings"].as_array().unwrap() {
+            let of_kind = &cell["spread"]["broken"][finding["kind"].as_str().unwrap()];
+            let after_ops = finding["explanation"]["after_ops"].to_string();
+            assert!(of_kind.get(&after_ops).is_some(), "{after_ops}: {of_kind} {finding:#}");
+        }
+    }
+}
+
 #[test]
 fn every_strategy_breaks_what_it_must_on_every_profile_and_nothing_else() {
     let results = tempfile::tempdir().unwrap();
     let (status, report) = report(results.path(), &["--scenario", "poweroff", "--strategy", "all"]);
     assert_eq!(status, 0, "{report:#}");
+    for row in report["subjects"].as_array().unwrap() {
+        every_state_has_its_place(row);
+    }
     let row = |name: &str| {
         let rows = report["subjects"].as_array().unwrap();
         rows.iter().find(|row| row["name"] == name).unwrap()

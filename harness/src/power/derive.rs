@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::fingerprint::Fingerprint;
+use super::spread::Moments;
 use super::survivor::CrashState;
 use super::walk::{Complete, Found, Go, Seen, Walk};
 use super::{Lowered, Time};
@@ -51,6 +52,8 @@ pub struct Owing {
     pub owed: usize,
     /// How many states there are.
     pub states: u64,
+    /// At which moment each of them is legal first.
+    pub moments: Moments,
     /// The one that comes first and has lost least.
     pub first: CrashState,
     /// How many micro-ops that one has which are not forced.
@@ -164,10 +167,13 @@ impl<'a> Collector<'a> {
         let owing = &mut self.derived.survivors[index].owing;
         let Some(known) = owing.iter_mut().rev().find(|known| known.owed == owed) else {
             let (first, kept) = (found.recipe.state(), found.recipe.size());
-            owing.push(Owing { acks, owed, states: 1, first, kept });
+            let mut moments = Moments::default();
+            moments.add(found.recipe.moment);
+            owing.push(Owing { acks, owed, states: 1, moments, first, kept });
             return;
         };
         known.states += 1;
+        known.moments.add(found.recipe.moment);
         let moment = found.recipe.moment.0;
         let earlier = moment < known.first.moment;
         if earlier || (moment == known.first.moment && found.recipe.size() > known.kept) {

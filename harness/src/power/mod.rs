@@ -86,6 +86,7 @@ pub mod lower;
 pub mod names;
 pub mod profile;
 pub mod sample;
+pub mod spread;
 pub mod survivor;
 pub mod walk;
 

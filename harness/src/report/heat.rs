@@ -5,9 +5,13 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use super::Report;
+use super::layout::Screen;
 use super::place::Line;
+use super::power::Cell;
 use crate::exhaustive::Stretch;
 use crate::fault::{Place, Point};
+use crate::op::OpIndex;
 use crate::plan::Sites;
 use crate::record::{Brief, Record};
 use crate::verdict::ViolationKind;
@@ -80,11 +84,28 @@ impl Counter {
     pub fn with_derived(mut self, stretches: &[Stretch]) -> Self {
         for stretch in stretches {
             for place in stretch.places() {
-                self.count(&place, stretch.broken);
+                self.count(&place, stretch.broken, 1);
             }
         }
         self.derived = !stretches.is_empty();
         self
+    }
+
+    /// Crash states, where it is known after which ops they come: no byte of a write has a column.
+    #[must_use]
+    pub fn of_cells(sites: &Sites, cells: &[Cell]) -> Self {
+        let mut sites = sites.clone();
+        sites.sites.iter_mut().for_each(|site| site.length = 1);
+        let mut counter = Self::new(&sites);
+        let cells = cells.iter().filter(|cell| cell.is_by_ops());
+        for (broken, ops, states) in cells.flat_map(|cell| cell.spread.all()) {
+            let place = match ops.checked_sub(1).filter(|_| ops == sites.sites.len()) {
+                Some(last) => Place::Op(OpIndex(last), Point::After),
+                None => Place::Op(OpIndex(ops), Point::Before),
+            };
+            counter.count(&place, broken, states);
+        }
+        counter
     }
 
     /// Counts one, if it struck at a call.
@@ -93,25 +114,25 @@ impl Counter {
             return;
         }
         match &record.verdict {
-            Brief::Pass => self.count(&record.at, None),
+            Brief::Pass => self.count(&record.at, None, 1),
             Brief::Violated(kinds) => {
                 if let Some(kind) = kinds.first() {
-                    self.count(&record.at, Some(*kind));
+                    self.count(&record.at, Some(*kind), 1);
                 }
             }
             Brief::Inconclusive(_) => {}
         }
     }
 
-    fn count(&mut self, place: &Place, broken: Option<ViolationKind>) {
+    fn count(&mut self, place: &Place, broken: Option<ViolationKind>, states: u64) {
         let Some(column) = self.column(place) else { return };
         if self.heat.columns.is_empty() {
             self.heat.columns = vec![Column::default(); COLUMNS];
         }
         let Some(column) = self.heat.columns.get_mut(column) else { return };
         match broken {
-            None => column.passed += 1,
-            Some(kind) => *column.broken.entry(kind).or_default() += 1,
+            None => column.passed += states,
+            Some(kind) => *column.broken.entry(kind).or_default() += states,
         }
     }
 
@@ -123,7 +144,10 @@ impl Counter {
             _ => return None,
         };
         if self.begins.is_empty() {
-            return (op * COLUMNS).checked_div(self.sites.sites.len());
+            // One after the last op is at its end.
+            return (op * COLUMNS)
+                .checked_div(self.sites.sites.len())
+                .map(|at| at.min(COLUMNS - 1));
         }
         let (begin, end) = (*self.begins.get(op)?, *self.begins.get(op + 1)?);
         let length = self.sites.sites.get(op)?.length;
@@ -168,10 +192,23 @@ fn folded(columns: &[Column]) -> Column {
     sum
 }
 
+/// How wide a terminal must be for whole strips.
+const WHOLE_WIDTH: u16 = 80;
+
+/// The strips of a report.
+#[must_use]
+pub fn of_rows(report: &Report, screen: Screen) -> String {
+    let rows = report.subjects.iter();
+    let rows: Vec<_> =
+        rows.filter_map(|row| Some((row.name.as_str(), row.heat.as_ref()?))).collect();
+    let fold = if screen.width.is_some_and(|width| width < WHOLE_WIDTH) { 3 } else { 1 };
+    render(&rows, screen.colour, fold)
+}
+
 /// A line for each subject in which something broke, and one that says which calls are where; `fold` columns
 /// are shown as one.
 #[must_use]
-pub fn render(rows: &[(&str, &Heat)], colour: bool, fold: usize) -> String {
+fn render(rows: &[(&str, &Heat)], colour: bool, fold: usize) -> String {
     let mut text = String::new();
     let broken = |heat: &Heat| heat.columns.iter().any(|column| !column.broken.is_empty());
     let rows: Vec<_> = rows.iter().filter(|(_, heat)| broken(heat)).collect();

@@ -16,6 +16,8 @@ pub enum Axis {
     Free(file_system::Axis),
     /// The whole state file, and then its bytes.
     State,
+    /// How many acks had been given.
+    Acks,
     /// Moments, in their order.
     Moments,
 }
@@ -27,20 +29,37 @@ pub struct Line<'a> {
     /// Where each op begins.
     begins: Vec<u64>,
     end: u64,
+    /// Whether bytes have no places.
+    even: bool,
 }
 
 impl<'a> Line<'a> {
     /// The line of a subject with these sites.
     #[must_use]
     pub fn new(sites: &'a Sites) -> Self {
-        let mut end = 0;
-        let begins = sites.sites.iter().map(|site| {
-            let begin = end;
-            end += site.length + 2;
-            begin
-        });
-        let begins = begins.collect();
-        Self { sites, begins, end }
+        Self { sites, begins: Vec::new(), end: 0, even: false }.laid_out()
+    }
+
+    /// The same with ops that are all as long, for what happens between them only.
+    #[must_use]
+    pub fn even(self) -> Self {
+        Self { even: true, ..self }.laid_out()
+    }
+
+    fn laid_out(mut self) -> Self {
+        self.end = 0;
+        self.begins.clear();
+        for op in 0..self.sites.sites.len() {
+            self.begins.push(self.end);
+            self.end += self.length(op) + 2;
+        }
+        self
+    }
+
+    /// How many bytes of an op have a place.
+    #[must_use]
+    pub fn length(&self, op: usize) -> u64 {
+        self.sites.sites.get(op).map_or(0, |site| if self.even { 0 } else { site.length })
     }
 
     /// Where the ops begin, and how long the line is.
@@ -84,7 +103,7 @@ impl<'a> Line<'a> {
     pub fn at(&self, place: &Place, n: u64) -> (Axis, u64) {
         match place {
             Place::Op(op, point) => {
-                let length = self.sites.sites.get(op.0).map_or(0, |site| site.length);
+                let length = self.length(op.0);
                 let inside = match point {
                     Point::Before => 0,
                     Point::Inside(byte) => byte.0.min(length),

@@ -5,10 +5,12 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::Grid;
+use super::heat;
+use super::layout::{Grid, Screen};
 use super::table::{called, place};
 use super::{Report, Row};
 use crate::power::explain::Explanation;
+use crate::power::spread::Spread;
 use crate::scenario::{Expectation, Surprise};
 use crate::tally::Tally;
 use crate::verdict::{Promise, ViolationKind};
@@ -33,6 +35,9 @@ pub struct Cell {
     pub not_measured: Option<String>,
     /// The verdicts, counted by crash state.
     pub tally: Tally,
+    /// Where along the run these states come.
+    #[serde(default, skip_serializing_if = "Spread::is_empty")]
+    pub spread: Spread,
     /// Why promises break, each cause once.
     pub findings: Vec<Finding>,
     /// What was expected.
@@ -120,10 +125,10 @@ pub struct Finding {
 /// How many causes of one subject are printed.
 const PRINTED_MAX: usize = 6;
 
-/// Renders it for people, `width` columns wide if it is known.
-pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
+/// Renders it for people.
+pub fn render(report: &Report, screen: Screen, text: &mut String) {
     // Writing to a string can't fail.
-    *text += &grid(report).render(width);
+    *text += &grid(report).render(screen.width);
     for row in &report.subjects {
         for note in &row.notes {
             let _ = writeln!(text, "note: {}: {note}", row.name);
@@ -148,6 +153,7 @@ pub fn render(report: &Report, width: Option<u16>, text: &mut String) {
             }
         }
     }
+    *text += &heat::of_rows(report, screen);
     for row in &report.subjects {
         causes(report, row, text);
     }
@@ -269,6 +275,12 @@ fn expected(report: &Report, row: &Row) -> String {
 }
 
 impl Cell {
+    /// Whether its crash states come after so many ops, and not after so many acks.
+    #[must_use]
+    pub fn is_by_ops(&self) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.acks.is_none())
+    }
+
     /// Where this differs from what was expected.
     #[must_use]
     pub fn surprises(&self, promises: &std::collections::BTreeSet<Promise>) -> Vec<Surprise> {

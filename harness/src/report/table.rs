@@ -16,7 +16,7 @@ use crate::verdict::{Promise, Why};
 pub fn render(report: &Report, screen: Screen) -> String {
     if report.subjects.iter().any(|row| !row.cells.is_empty()) {
         let mut text = String::new();
-        super::power::render(report, screen.width, &mut text);
+        super::power::render(report, screen, &mut text);
         let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
         return text;
     }
@@ -44,11 +44,7 @@ pub fn render(report: &Report, screen: Screen) -> String {
             );
         }
     }
-    let heats = report.subjects.iter();
-    let heats: Vec<_> =
-        heats.filter_map(|row| Some((row.name.as_str(), row.heat.as_ref()?))).collect();
-    let fold = if screen.width.is_some_and(|width| width < HEAT_WIDTH) { 3 } else { 1 };
-    text += &heat::render(&heats, screen.colour, fold);
+    text += &heat::of_rows(report, screen);
     replay_lines(report, &mut text);
     let _ = writeln!(text, "{}\n{}", next::about(report), next::next(report));
     text
@@ -134,9 +130,6 @@ fn unjudged_line(row: &Row, text: &mut String) {
 fn is_sweep(report: &Report) -> bool {
     report.subjects.iter().all(|row| row.sweep.is_some())
 }
-
-/// How wide a terminal must be for a whole strip of where it broke.
-const HEAT_WIDTH: u16 = 80;
 
 /// The titles of the columns.
 fn header(report: &Report) -> &'static [&'static str] {

@@ -355,3 +355,14 @@ pub fn check_rows(python: &str) -> String {
          assert d.execute('select count(*) from t').fetchone()[0] in (0, 40, 80)\""
     )
 }
+
+/// The numbers of an object together.
+pub fn sum(counts: &serde_json::Value) -> u64 {
+    counts.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
+}
+
+/// How many crash states of a cell have a place along the run.
+pub fn placed(cell: &serde_json::Value) -> u64 {
+    let broken = cell["spread"]["broken"].as_object().unwrap().values();
+    broken.chain([&cell["spread"]["passed"]]).map(sum).sum()
+}

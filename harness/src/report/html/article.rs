@@ -83,10 +83,9 @@ fn map(row: &Row, points: &Points<'_>, out: &mut String) {
     let _ = writeln!(
         out,
         "<div class=\"plot\"></div><p class=\"quiet outcomes\">{}: {}.</p>",
-        match row.cells.is_empty() {
-            true => "On the map",
-            false =>
-                "On the map, where the power goes in the first example of each cause, not by crash states",
+        match row.cells.iter().any(|cell| !cell.is_by_ops()) {
+            true => "On the map, by the acks that had been given",
+            false => "On the map",
         },
         outcomes.join(", ")
     );
@@ -147,7 +146,7 @@ fn examples(report: &Report, points: &Points<'_>, mut kept: Vec<&Kept>, out: &mu
     // One of each kind first, the rest in the order of the run.
     kept.sort_by_cached_key(|kept| {
         let place = kept.trial.fault.place();
-        (points.x(&kept.id, &place), points.line.op(&place), kept.id.clone())
+        (points.x(&kept.id, &place, kept.acks), points.line.op(&place), kept.id.clone())
     });
     let mut seen = BTreeSet::new();
     let (first, others): (Vec<&Kept>, Vec<&Kept>) =

@@ -19,7 +19,8 @@ const AROUND: usize = 4;
 pub(super) fn write(report: &Report, kept: &Kept, points: &Points<'_>, out: &mut String) {
     let kind = kept.violations.first().map_or("", |violation| violation.kind.name());
     let place = kept.trial.fault.place();
-    let x = points.x(&kept.id, &place).map_or(String::new(), |x| format!(" data-x=\"{x}\""));
+    let x =
+        points.x(&kept.id, &place, kept.acks).map_or(String::new(), |x| format!(" data-x=\"{x}\""));
     let fault = html(&kept.trial.fault.to_string());
     // Writing to a string can't fail.
     let _ = write!(

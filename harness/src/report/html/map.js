@@ -89,7 +89,7 @@ class ResultMap {
     const scale = width / (to - from);
     for (let n = lowerBound(xs, from); n < xs.length && xs[n] < to; n++) bins[codes[n]][Math.min(width - 1, ((xs[n] - from) * scale) | 0)] += counts[n];
     // So that a single point is seen.
-    const thick = Math.max(1, Math.round(Math.min(ratio * 2, scale)));
+    const thick = Math.max(1, Math.round(Math.min(ratio * 6, scale)));
     this.lanes.forEach(({ canvas, name }, code) => {
       canvas.width = width;
       canvas.height = height;
@@ -218,6 +218,7 @@ class ResultMap {
     const { what, unit, begin } = sections.find((section) => x < section.end) ?? sections[sections.length - 1], at = x - begin;
     if (what === "free") return `${grouped(at)} ${unit} free`;
     if (what === "state") return at === 0 ? "the whole file" : `byte ${grouped(at - 1)} of the state`;
+    if (what === "acks") return `after ${grouped(at)} ${at === 1 ? "ack" : "acks"}`;
     if (what === "moments" || !ops.length) return `moment ${grouped(at)}`;
     const n = this.opAt(at), [call, path, start, length] = ops[n], inside = at - start;
     const words = `op ${n}, ${calls[call]}(${paths[path]}${length ? `, ${grouped(length)} bytes` : ""})`;

@@ -127,8 +127,7 @@ pub fn part(report: &Report, points: Vec<Points<'_>>, kept: &[Kept]) -> Result<P
     };
     for (row, points) in report.subjects.iter().zip(points) {
         let own: Vec<_> = kept.iter().filter(|kept| kept.trial.subject == row.name).collect();
-        let points = if row.cells.is_empty() { points } else { points.with_causes(row) };
-        part.rows.push(shown(report, row, points, own)?);
+        part.rows.push(shown(report, row, points.with_cells(row), own)?);
     }
     Ok(part)
 }

@@ -27,7 +27,7 @@ pub struct Points<'a> {
     pub(super) line: Line<'a>,
     pub(super) outcomes: Vec<String>,
     /// Each place and outcome, by what the place is counted in.
-    all: BTreeMap<Axis, Vec<(u64, u8)>>,
+    all: BTreeMap<Axis, Vec<Dot>>,
     /// Where the trials were whose violations are kept.
     kept: BTreeMap<String, (Axis, u64)>,
     /// Whether these are derived states, and not trials.
@@ -42,6 +42,9 @@ pub(super) struct Section {
     begin: u64,
     end: u64,
 }
+
+/// A place, an outcome, and for how many trials or states it stands.
+type Dot = (u64, u8, u32);
 
 /// A map as the page's script has it.
 #[derive(Debug, Serialize)]
@@ -80,7 +83,7 @@ impl<'a> Points<'a> {
             let code = self.code(stretch.broken.map_or("passed", |kind| kind.name()));
             for place in stretch.places() {
                 let (axis, at) = self.line.at(&place, 0);
-                self.all.entry(axis).or_default().push((at, code));
+                self.all.entry(axis).or_default().push((at, code, 1));
             }
         }
         self.derived = !stretches.is_empty();
@@ -101,20 +104,26 @@ impl<'a> Points<'a> {
         }
         if !self.derived {
             let code = self.code(name);
-            self.all.entry(axis).or_default().push((at, code));
+            self.all.entry(axis).or_default().push((at, code, 1));
         }
     }
 
-    /// Adds where the power goes in the first example of each cause: of the crash states themselves it is not kept.
+    /// Adds crash states, where the power goes in them.
     #[must_use]
-    pub(super) fn with_causes(mut self, row: &Row) -> Self {
-        // Nothing passed here.
-        self.outcomes.clear();
-        for finding in row.cells.iter().flat_map(|cell| &cell.findings) {
-            let code = self.code(finding.kind.name());
-            let place = Place::Op(OpIndex(finding.explanation.after_ops), Point::Before);
-            let (axis, at) = self.line.at(&place, 0);
-            self.all.entry(axis).or_default().push((at, code));
+    pub(super) fn with_cells(mut self, row: &Row) -> Self {
+        if !row.cells.is_empty() {
+            self.line = self.line.even();
+        }
+        for cell in &row.cells {
+            for (broken, at, states) in cell.spread.all() {
+                let code = self.code(broken.map_or("passed", |kind| kind.name()));
+                let (axis, at) = match cell.is_by_ops() {
+                    true => self.line.at(&Place::Op(OpIndex(at), Point::Before), 0),
+                    false => (Axis::Acks, at as u64),
+                };
+                let dots = self.all.entry(axis).or_default();
+                dots.push((at, code, u32::try_from(states).unwrap_or(u32::MAX)));
+            }
         }
         self
     }
@@ -127,11 +136,12 @@ impl<'a> Points<'a> {
         u8::try_from(code).unwrap_or(u8::MAX)
     }
 
-    /// Where a kept violation is on the map.
-    pub(super) fn x(&self, id: &str, place: &Place) -> Option<u64> {
-        let (axis, at) = match self.kept.get(id) {
-            Some(known) => *known,
-            None => self.line.at(place, 0),
+    /// Where a kept violation is on the map, with so many acks before it.
+    pub(super) fn x(&self, id: &str, place: &Place, acks: u64) -> Option<u64> {
+        let (axis, at) = match (self.kept.get(id), place) {
+            (Some(known), _) => *known,
+            (None, Place::Moment) if self.all.contains_key(&Axis::Acks) => (Axis::Acks, acks),
+            (None, _) => self.line.at(place, 0),
         };
         let mut begin = 0;
         for section in self.all.keys() {
@@ -144,11 +154,11 @@ impl<'a> Points<'a> {
     }
 
     fn length(&self, axis: Axis) -> u64 {
-        let last = self.all.get(&axis).and_then(|all| all.iter().map(|(at, _)| *at).max());
+        let last = self.all.get(&axis).and_then(|all| all.iter().map(|dot| dot.0).max());
         let last = last.unwrap_or(0);
         match axis {
             Axis::Run => last.max(self.line.begins().1) + 1,
-            Axis::Free(_) | Axis::State | Axis::Moments => last + 1,
+            Axis::Free(_) | Axis::State | Axis::Acks | Axis::Moments => last + 1,
         }
     }
 
@@ -160,6 +170,7 @@ impl<'a> Points<'a> {
                 Axis::Run => ("run", ""),
                 Axis::Free(free) => ("free", free.unit()),
                 Axis::State => ("state", "bytes"),
+                Axis::Acks => ("acks", ""),
                 Axis::Moments => ("moments", ""),
             };
             let section = Section { what, unit, begin, end };
@@ -172,9 +183,9 @@ impl<'a> Points<'a> {
     /// How many have each outcome, in the order of the lanes.
     pub(super) fn counts(&self) -> Vec<u64> {
         let mut counts = vec![0; self.outcomes.len()];
-        for (_, code) in self.all.values().flatten() {
+        for (_, code, trials) in self.all.values().flatten() {
             if let Some(count) = counts.get_mut(usize::from(*code)) {
-                *count += 1;
+                *count += u64::from(*trials);
             }
         }
         counts
@@ -213,11 +224,11 @@ impl<'a> Points<'a> {
         let (mut count, mut last, mut plain) = (0, 0, Vec::with_capacity(1 << 16));
         for (all, section) in self.all.values_mut().zip(sections) {
             all.sort_unstable();
-            for same in all.chunk_by(|a, b| a == b) {
+            for same in all.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
                 let (at, code) = (section.begin + same[0].0, same[0].1);
                 number(at - last, &mut plain);
                 plain.push(code);
-                number(same.len() as u64, &mut plain);
+                number(same.iter().map(|dot| u64::from(dot.2)).sum(), &mut plain);
                 (count, last) = (count + 1, at);
                 if plain.len() > (1 << 16) - 32 {
                     packer.write_all(&plain).context("pack points")?;
@@ -244,7 +255,7 @@ fn ops(line: &Line<'_>) -> (Vec<(usize, usize, u64, u64)>, Vec<&'static str>, Ve
     let (mut calls, mut paths) = (Vec::new(), BTreeMap::new());
     let (begins, _) = line.begins();
     let sites = line.sites().sites.iter().zip(begins).take(OPS_MAX);
-    let ops = sites.map(|(site, begin)| {
+    let ops = sites.enumerate().map(|(op, (site, begin))| {
         let name = site.call.name();
         let call = calls.iter().position(|known| *known == name).unwrap_or_else(|| {
             calls.push(name);
@@ -252,7 +263,7 @@ fn ops(line: &Line<'_>) -> (Vec<(usize, usize, u64, u64)>, Vec<&'static str>, Ve
         });
         let count = paths.len();
         let path = *paths.entry(super::text::visible(&site.path)).or_insert(count);
-        (call, path, *begin, site.length)
+        (call, path, *begin, line.length(op))
     });
     let ops = ops.collect();
     let mut paths: Vec<_> = paths.into_iter().map(|(path, n)| (n, path)).collect();
@@ -300,7 +311,7 @@ mod tests {
         let sections = points.sections();
         let parts: Vec<_> = sections.iter().map(|s| (s.unit, s.begin, s.end)).collect();
         assert_eq!(parts, [("blocks", 0, 10), ("inodes", 10, 13)]);
-        assert_eq!(points.x("none", &free(file_system::Axis::Inodes, 2)), Some(12));
+        assert_eq!(points.x("none", &free(file_system::Axis::Inodes, 2), 0), Some(12));
     }
 
     #[test]
@@ -309,6 +320,6 @@ mod tests {
         let mut points = Points::new(&sites);
         points.add(&record(Place::Moment, 5, None));
         points.add(&record(Place::Moment, 7, Some("abc")));
-        assert_eq!(points.x("abc", &Place::Moment), Some(7));
+        assert_eq!(points.x("abc", &Place::Moment, 0), Some(7));
     }
 }

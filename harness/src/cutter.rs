@@ -500,7 +500,12 @@ fn explain(
     outcome: &Outcome,
     kind: ViolationKind,
 ) -> Explanation {
-    let on_disk = format!("on the disk: {}", outcome.fault);
+    let acks = match (ops(outcome), outcome.acks) {
+        (Some(_), _) => String::new(),
+        (None, 0) => ", before the first ack".to_owned(),
+        (None, acks) => format!(", after ack {acks}"),
+    };
+    let on_disk = format!("on the disk: {}{acks}", outcome.fault);
     let Some((model, place)) = found else {
         let cause = format!("{} {kind:?}", kind.promise().name());
         let (lost, durable, remedy) = (Vec::new(), None, Remedy::Unknown);

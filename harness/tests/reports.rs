@@ -392,7 +392,7 @@ for n in range(3):
 "#;
 
 #[test]
-fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
+fn a_browser_uses_all_of_the_page_and_nothing_in_it_runs() {
     let browser = repository().join("harness/tests/browser");
     let there = browser.join("node_modules").is_dir() && Path::new("/usr/bin/chromium").is_file();
     let (true, Some(node)) = (has("browser", there && in_path("node").is_some()), in_path("node"))
@@ -419,9 +419,11 @@ fn the_page_is_used_in_a_real_browser_and_nothing_in_it_runs() {
     };
     look(&["--trials", "200", "--strategy", "unsafe,atomic,truncate-late"]);
     look(&["--scenario", "poweroff", "--strategy", "unsafe,replace,durable"]);
-    look(&["--scenario", "enospc", "--strategy", "unsafe,atomic"]);
-    look(&["--scenario", "concurrent"]);
-    look(&["--exhaustive", "--strategy", "unsafe,atomic"]);
+    if common::usually(false, true) {
+        look(&["--scenario", "enospc", "--strategy", "unsafe,atomic"]);
+        look(&["--scenario", "concurrent"]);
+        look(&["--exhaustive", "--strategy", "unsafe,atomic"]);
+    }
     if let (true, Some(python)) = (common::can_follow(), common::python()) {
         fs::write(place.path().join("hostile.py"), HOSTILE).unwrap();
         look(&["--trials", "30", "--", &python, "hostile.py"]);

@@ -25,8 +25,9 @@ fn the_newcomers_command_finds_unsafe_out_and_passes_atomic() {
 #[test]
 fn the_same_seed_gives_the_same_table_with_any_number_of_workers() {
     let results = tempfile::tempdir().unwrap();
+    let trials = common::usually("200", "600");
     let with = |jobs: &str| {
-        let arguments = ["--seed", "1", "--trials", "600", "--strategy", "all", "--jobs", jobs];
+        let arguments = ["--seed", "1", "--trials", trials, "--strategy", "all", "--jobs", jobs];
         table(&report(results.path(), &arguments).1)
     };
     let one = with("1");

@@ -53,7 +53,8 @@ fn parts_of_every_kind_of_run_are_the_run_byte_for_byte() {
 fn parts_of_a_programs_sweep_are_the_sweep() {
     let (true, Some(python)) = (common::can_follow(), python()) else { return };
     let program = targets("python/fsync_retry.py");
-    let run = ["--seed", "1", "--scenario", "errno", "--ack", "^saved", "--", &python, &program];
+    let run = ["--seed", "1", "--scenario", "errno", "--ack", "^saved", "--env", "VERSIONS=2"];
+    let run = [&run[..], &["--", &python, &program]].concat();
     let (whole, merged) = whole_and_merged(&run, 2);
     assert!(whole.contains("lost ack"), "{whole}");
     assert_eq!(whole, merged);
@@ -230,7 +231,7 @@ impl Drop for Cluster {
 }
 
 #[test]
-fn sixteen_parts_by_slurm_one_of_them_killed_and_requeued_are_the_run_byte_for_byte() {
+fn by_slurm_sixteen_parts_one_of_them_killed_and_requeued_are_the_run_byte_for_byte() {
     let Some(cluster) = Cluster::start() else { return };
     let run = ["--seed", "1", "--trials", "24000", "--strategy", "unsafe,atomic"];
     let script = repository().join("ci/slurm.sh").display().to_string();

@@ -23,25 +23,13 @@ fn scenarios() -> Vec<&'static str> {
 }
 
 #[test]
-fn every_built_in_strategy_does_what_its_scenario_expects() {
-    let results = tempfile::tempdir().unwrap();
-    for scenario in scenarios() {
-        let (status, report) = report(
-            results.path(),
-            &[&["--scenario", scenario, "--strategy", "all", "--seed", "1"], trials(scenario)]
-                .concat(),
-        );
-        assert_eq!(status, 0, "{scenario}: {report:#}");
-    }
-}
-
-#[test]
-fn every_bad_built_in_is_caught_by_a_scenario_and_every_good_one_by_none() {
+fn every_bad_built_in_is_caught_as_its_scenario_expects_and_every_good_one_by_none() {
     let results = tempfile::tempdir().unwrap();
     let mut failed = std::collections::BTreeMap::<String, u64>::new();
     for scenario in scenarios() {
-        let arguments = ["--scenario", scenario, "--strategy", "all", "--seed", "2"];
-        let (_, report) = report(results.path(), &[&arguments, trials(scenario)].concat());
+        let arguments = ["--scenario", scenario, "--strategy", "all", "--seed", "1"];
+        let (status, report) = report(results.path(), &[&arguments, trials(scenario)].concat());
+        assert_eq!(status, 0, "{scenario}: {report:#}");
         for row in report["subjects"].as_array().unwrap() {
             let name = row["name"].as_str().unwrap().to_owned();
             let broken = row["tally"]["broken"].as_object().unwrap().len() as u64;

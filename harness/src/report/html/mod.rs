@@ -127,7 +127,7 @@ pub fn part(report: &Report, points: Vec<Points<'_>>, kept: &[Kept]) -> Result<P
     };
     for (row, points) in report.subjects.iter().zip(points) {
         let own: Vec<_> = kept.iter().filter(|kept| kept.trial.subject == row.name).collect();
-        part.rows.push(shown(report, row, points.with_cells(row), own)?);
+        part.rows.push(shown(report, row, points.with_cells(&row.cells), own)?);
     }
     Ok(part)
 }

@@ -16,8 +16,8 @@ use crate::fault::{Place, Point};
 use crate::op::OpIndex;
 use crate::plan::Sites;
 use crate::record::{Brief, Record};
-use crate::report::Row;
 use crate::report::place::{Axis, Line};
+use crate::report::power::Cell;
 
 /// How many ops are named along a map.
 const OPS_MAX: usize = 20_000;
@@ -110,11 +110,11 @@ impl<'a> Points<'a> {
 
     /// Adds crash states, where the power goes in them.
     #[must_use]
-    pub(super) fn with_cells(mut self, row: &Row) -> Self {
-        if !row.cells.is_empty() {
+    pub(super) fn with_cells(mut self, cells: &[Cell]) -> Self {
+        if !cells.is_empty() {
             self.line = self.line.even();
         }
-        for cell in &row.cells {
+        for cell in cells {
             for (broken, at, states) in cell.spread.all() {
                 let code = self.code(broken.map_or("passed", |kind| kind.name()));
                 let (axis, at) = match cell.is_by_ops() {
@@ -276,6 +276,8 @@ mod tests {
     use super::*;
     use crate::fault::Nature;
     use crate::file_system;
+    use crate::report::power::OnDisk;
+    use crate::tally::Tally;
     use crate::verdict::ViolationKind;
 
     #[test]
@@ -312,6 +314,27 @@ mod tests {
         let parts: Vec<_> = sections.iter().map(|s| (s.unit, s.begin, s.end)).collect();
         assert_eq!(parts, [("blocks", 0, 10), ("inodes", 10, 13)]);
         assert_eq!(points.x("none", &free(file_system::Axis::Inodes, 2), 0), Some(12));
+    }
+
+    #[test]
+    fn crash_states_are_counted_at_their_ops_or_at_their_acks() {
+        let sites = Sites { sites: Vec::new(), duration_us: 0 };
+        let cell = |disk| -> Cell {
+            serde_json::from_value(serde_json::json!({
+                "profile": "ext4", "states": 9, "distinct": 2, "exhaustive": true, "findings": [],
+                "tally": Tally::default(), "expectation": { "breaks": [], "keeps": [] }, "disk": disk,
+                "spread": { "passed": { "3": 5 }, "broken": { "torn": { "0": 1, "3": 3 } } },
+            }))
+            .unwrap()
+        };
+        let mut followed = Points::new(&sites).with_cells(&[cell(None)]);
+        assert_eq!(followed.counts(), [5, 4]);
+        assert_eq!(followed.map().unwrap().unwrap().sections[0].what, "run");
+        let served = OnDisk { acks: Some(7), ..OnDisk::default() };
+        let served = Points::new(&sites).with_cells(&[cell(Some(served))]);
+        let sections = served.sections();
+        assert_eq!((sections[0].what, sections[0].end), ("acks", 4));
+        assert_eq!(served.x("none", &Place::Moment, 2), Some(2));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct Cut {
     /// The verdicts.
     pub tally: Tally,
     /// Where along the run they come: after how many ops, or acks if it is not followed.
+    #[serde(default)]
     pub spread: Spread,
     /// Why promises break, each cause once, and the distinct survivors of each.
     pub findings: Vec<(Finding, BTreeSet<u64>)>,

@@ -502,8 +502,9 @@ fn explain(
 ) -> Explanation {
     let acks = match (ops(outcome), outcome.acks) {
         (Some(_), _) => String::new(),
-        (None, 0) => ", before the first ack".to_owned(),
-        (None, acks) => format!(", after ack {acks}"),
+        (None, 0) => ", no ack was given".to_owned(),
+        (None, 1) => ", 1 ack was given".to_owned(),
+        (None, acks) => format!(", {acks} acks were given"),
     };
     let on_disk = format!("on the disk: {}{acks}", outcome.fault);
     let Some((model, place)) = found else {

@@ -65,6 +65,21 @@ pub struct Sites {
 }
 
 impl Sites {
+    /// Those of a run whose ops move so many bytes.
+    #[cfg(test)]
+    pub(crate) fn of_lengths(lengths: &[u64]) -> Self {
+        let site = |(op, length): (usize, &u64)| Site {
+            op: OpIndex(op),
+            call: Call::Write,
+            nth: 1,
+            path: "state".to_owned(),
+            offset: ByteOffset(0),
+            length: *length,
+            creates: false,
+        };
+        Self { sites: lengths.iter().enumerate().map(site).collect(), duration_us: 0 }
+    }
+
     /// The sites of a trace.
     #[must_use]
     pub fn of(trace: &Trace, duration: Duration) -> Self {

@@ -47,7 +47,12 @@ fn words(finding: &Value) -> &str {
 
 /// All states are counted along the run, and what is explained is broken where its example is.
 fn every_state_has_its_place(row: &Value) {
+    let (mut states, mut struck) = (0, 0);
+    for column in row["heat"]["columns"].as_array().unwrap() {
+        struck += column["passed"].as_u64().unwrap() + common::sum(&column["broken"]);
+    }
     for cell in row["cells"].as_array().unwrap() {
+        states += cell["states"].as_u64().unwrap();
         let passed = common::sum(&cell["spread"]["passed"]);
         assert_eq!(Some(passed), cell["tally"]["passed"].as_u64(), "{cell:#}");
         assert_eq!(Some(common::placed(cell)), cell["states"].as_u64(), "{cell:#}");
@@ -57,6 +62,7 @@ fn every_state_has_its_place(row: &Value) {
             assert!(of_kind.get(&after_ops).is_some(), "{after_ops}: {of_kind} {finding:#}");
         }
     }
+    assert_eq!(struck, states, "the strip: {row:#}");
 }
 
 #[test]

@@ -47,6 +47,8 @@ fn judge(cases: &[Case<'_>]) {
         for cell in report["subjects"][0]["cells"].as_array().unwrap() {
             assert!(cell["disk"]["acks"].as_u64().unwrap() > 5, "{cell:#}");
             assert!(cell["states"].as_u64().unwrap() > 20, "{cell:#}");
+            let unclear = common::sum(&cell["tally"]["inconclusive"]);
+            assert_eq!(cell["states"].as_u64(), Some(common::placed(cell) + unclear), "{cell:#}");
             assert_eq!(cell["disk"]["stuck"]["count"], 0, "{cell:#}");
             // A torn superblock of btrfs can't be mounted.
             let refused = cell["disk"]["refused"]["count"].as_u64().unwrap();

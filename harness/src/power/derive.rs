@@ -52,7 +52,7 @@ pub struct Owing {
     pub owed: usize,
     /// How many states there are.
     pub states: u64,
-    /// At which moment each of them is legal first.
+    /// The first moment of its epoch at which each of them is legal.
     pub moments: Moments,
     /// The one that comes first and has lost least.
     pub first: CrashState,

@@ -93,20 +93,25 @@ impl Spread {
         self.passed.is_empty() && self.broken.is_empty()
     }
 
-    /// The same with so few places that they can be kept: neighbours are counted at the first of them.
+    /// The same with so few places that they can be kept: if there are more, neighbours are counted at the first of
+    /// them. The first and the last place of each outcome stay what they are.
     #[must_use]
-    pub fn coarse(self) -> Self {
-        let last = self.all().map(|(_, at, _)| at).max().unwrap_or(0);
-        let step = last / PLACES_MAX + 1;
-        if step == 1 {
-            return self;
-        }
-        let mut coarse = Self::default();
-        for (broken, at, states) in self.all() {
-            coarse.enter(broken, at / step * step, states);
-        }
-        coarse
+    pub fn coarse(mut self) -> Self {
+        std::iter::once(&mut self.passed).chain(self.broken.values_mut()).for_each(coarsen);
+        self
     }
+}
+
+fn coarsen(places: &mut BTreeMap<usize, u64>) {
+    if places.len() <= PLACES_MAX {
+        return;
+    }
+    let last = places.pop_last();
+    let all: Vec<_> = std::mem::take(places).into_iter().collect();
+    for group in all.chunks(all.len().div_ceil(PLACES_MAX - 1)) {
+        places.insert(group[0].0, group.iter().map(|(_, states)| states).sum());
+    }
+    places.extend(last);
 }
 
 #[cfg(test)]
@@ -131,8 +136,29 @@ mod tests {
         for at in 0..100_000 {
             spread.enter((at % 2 == 0).then_some(ViolationKind::Torn), at, 3);
         }
-        let coarse = spread.coarse();
+        let coarse = spread.clone().coarse();
         assert!(coarse.all().count() <= 2 * PLACES_MAX, "{}", coarse.all().count());
-        assert_eq!(coarse.all().map(|(_, _, states)| states).sum::<u64>(), 300_000);
+        // However many states come before a place, they have not moved far.
+        let until = |spread: &Spread, end: usize, kind| -> u64 {
+            let all = spread.all().filter(|(broken, at, _)| *broken == kind && *at < end);
+            all.map(|(_, _, states)| states).sum()
+        };
+        for kind in [None, Some(ViolationKind::Torn)] {
+            for end in (0..=100_000).step_by(10_000) {
+                let (fine, coarse) = (until(&spread, end, kind), until(&coarse, end, kind));
+                assert!(fine.abs_diff(coarse) <= 200, "{kind:?} before {end}: {fine}, {coarse}");
+            }
+            assert_eq!(until(&coarse, usize::MAX, kind), 150_000);
+        }
+        assert_eq!(coarse.passed.keys().last(), Some(&99_999));
+    }
+
+    #[test]
+    fn a_few_places_stay_what_they_are_wherever_they_are() {
+        let mut spread = Spread::default();
+        for at in (0..40_000).step_by(31) {
+            spread.enter(None, at, 1);
+        }
+        assert_eq!(spread.clone().coarse(), spread);
     }
 }

@@ -99,6 +99,8 @@ impl Counter {
         let mut counter = Self::new(&sites);
         let cells = cells.iter().filter(|cell| cell.is_by_ops());
         for (broken, ops, states) in cells.flat_map(|cell| cell.spread.all()) {
+            // On a disk it may have done more than in the unbroken run.
+            let ops = ops.min(sites.sites.len());
             let place = match ops.checked_sub(1).filter(|_| ops == sites.sites.len()) {
                 Some(last) => Place::Op(OpIndex(last), Point::After),
                 None => Place::Op(OpIndex(ops), Point::Before),
@@ -272,5 +274,24 @@ mod tests {
         let letters = letters(&kinds);
         let different: BTreeSet<_> = letters.values().collect();
         assert_eq!(different.len(), 3, "{letters:?}");
+    }
+
+    #[test]
+    fn no_crash_state_falls_off_a_strip_however_many_ops_there_are() {
+        for ops in [1, 29, 30, 61, 5000] {
+            let cell: Cell = serde_json::from_value(serde_json::json!({
+                "profile": "ext4", "states": 4, "distinct": 2, "exhaustive": true, "findings": [],
+                "tally": crate::tally::Tally::default(), "expectation": { "breaks": [], "keeps": [] },
+                // A recording on a disk may have more ops than the unbroken run.
+                "spread": { "passed": { "0": 1, ops.to_string(): 1 }, "broken": { "torn": { (ops + 3).to_string(): 2 } } },
+            }))
+            .unwrap();
+            let heat =
+                Counter::of_cells(&Sites::of_lengths(&vec![0; ops]), &[cell]).heat().unwrap();
+            let (first, last) = (heat.columns.first().unwrap(), heat.columns.iter().rev());
+            assert_eq!(first.passed, 1, "{ops}");
+            let last = last.into_iter().find(|column| **column != Column::default()).unwrap();
+            assert_eq!((last.passed, last.broken[&ViolationKind::Torn]), (1, 2), "{ops}");
+        }
     }
 }

@@ -9,8 +9,8 @@ use crate::plan::Sites;
 /// What the line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Axis {
-    /// The ops of the unbroken run, each as long as the bytes that it writes, with a place before it and one
-    /// after it.
+    /// The ops of the unbroken run, each as long as the bytes that it writes, or all as long, with a place before
+    /// it and one after it.
     Run,
     /// How much was free of what.
     Free(file_system::Axis),

@@ -97,10 +97,6 @@ fn here(place: &Place) -> String {
 
 /// The recorded ops around the one at which it strikes; none of a fault that strikes at no op.
 fn timeline(kept: &Kept, place: &Place, points: &Points<'_>) -> Option<String> {
-    // Of a program that serves until the power goes no op is known.
-    if let crate::fault::Fault::PowerCut(cut) = &kept.trial.fault {
-        cut.ops?;
-    }
     let op = points.line.op(place)?;
     let sites = &points.line.sites().sites;
     let (first, end) = (op.saturating_sub(AROUND), sites.len().min(op + AROUND + 1));

@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn crash_states_are_counted_at_their_ops_or_at_their_acks() {
-        let sites = Sites { sites: Vec::new(), duration_us: 0 };
+        let sites = Sites::of_lengths(&[0, 4000, 0]);
         let cell = |disk| -> Cell {
             serde_json::from_value(serde_json::json!({
                 "profile": "ext4", "states": 9, "distinct": 2, "exhaustive": true, "findings": [],
@@ -329,6 +329,10 @@ mod tests {
         };
         let mut followed = Points::new(&sites).with_cells(&[cell(None)]);
         assert_eq!(followed.counts(), [5, 4]);
+        let all: Vec<_> = followed.all[&Axis::Run].iter().map(|dot| (dot.0, dot.2)).collect();
+        // Each op has a place before it and one after it, whatever it writes; the end of the run is after the last.
+        assert_eq!(all, [(6, 5), (0, 1), (6, 3)]);
+        assert_eq!(followed.x("none", &Place::Op(OpIndex(1), Point::Before), 0), Some(2));
         assert_eq!(followed.map().unwrap().unwrap().sections[0].what, "run");
         let served = OnDisk { acks: Some(7), ..OnDisk::default() };
         let served = Points::new(&sites).with_cells(&[cell(Some(served))]);

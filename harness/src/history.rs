@@ -57,8 +57,11 @@ pub struct History {
     pub said: HashMap<u64, usize>,
     /// How many acks make a run, if the versions of a longer one are known.
     pub run_acks: Option<u64>,
-    /// For each version, how many ops had been done when it was there; empty if that is not known.
+    /// For each version, how many ops had been done when it was there; empty if that is not known, or not the
+    /// same in every run.
     pub since: Vec<usize>,
+    /// For each ack, how many ops had been done when it came; empty if that is not known.
+    pub acked: Vec<usize>,
     /// Whether the versions can be compared with those of another run.
     pub repeats: Repeats,
     /// Whether their order is the same in every run, so that an older one is a lost one.
@@ -102,6 +105,7 @@ impl History {
         learner.acks_up_to(trace, trace.ops.len());
         learner.moment();
         let mut history = learner.finish();
+        history.acked.clone_from(&trace.acks);
         history.said = said(&trace.said, trace.acks.len());
         Ok(history)
     }
@@ -123,6 +127,7 @@ impl History {
             said: HashMap::new(),
             run_acks: None,
             since: Vec::new(),
+            acked: Vec::new(),
             repeats: Repeats::Exactly,
             order: Order::Fixed,
             after_failure: AfterFailure::Same,
@@ -150,6 +155,7 @@ impl History {
             said: HashMap::new(),
             run_acks: None,
             since: Vec::new(),
+            acked: Vec::new(),
             repeats: Repeats::No,
             order: Order::Open,
             after_failure: AfterFailure::MayDiffer,
@@ -161,6 +167,9 @@ impl History {
     pub fn confirm(&mut self, second: &Self) {
         if self.said != second.said {
             self.said.clear();
+        }
+        if self.since != second.since {
+            self.since.clear();
         }
         if self.versions.len() != second.versions.len() || self.owed != second.owed {
             self.repeats = Repeats::No;
@@ -255,11 +264,13 @@ impl History {
         }
     }
 
-    /// Whether `file` may be missing when the run is struck at op `op`: only if the version that
-    /// is there then, or the next one, has no such file.
+    /// Whether `file` may be missing when the run is struck at op `op` after so many acks: only if the version
+    /// that is there then, or the next one, has no such file.
     #[must_use]
-    pub fn may_be_missing(&self, file: &Path, op: Option<usize>, owed: usize) -> bool {
-        let current = match op {
+    pub fn may_be_missing(&self, file: &Path, op: Option<usize>, acks: u64, owed: usize) -> bool {
+        // One that has given fewer acks than others at that op has done other calls, and is elsewhere.
+        let in_step = |op: usize| self.acked.partition_point(|ops| *ops <= op) as u64 == acks;
+        let current = match op.filter(|op| in_step(*op)) {
             // The op may have been done, and its own version may be there already.
             Some(op) if !self.since.is_empty() && self.repeats != Repeats::No => {
                 self.since.partition_point(|since| *since <= op).saturating_sub(1)
@@ -410,9 +421,13 @@ mod tests {
         let ops = [save("[1]"), vec![unlink], save("[2]")].concat();
         let history = learn(ops, vec![4, 9]);
         assert_eq!(texts(&history), [None, Some("[1]".into()), Some("[2]".into())]);
-        let missing = |op, owed| history.may_be_missing(Path::new("s"), Some(op), owed);
-        assert!(missing(2, 0));
-        assert!(!missing(5, 0) && !missing(8, 1) && !missing(8, 0));
+        let missing = |op, acks| {
+            history.may_be_missing(Path::new("s"), Some(op), acks, usize::try_from(acks).unwrap())
+        };
+        assert!(missing(2, 0) && missing(3, 0));
+        assert!(!missing(5, 1) && !missing(8, 1));
+        // A run that has given no ack at its fifth op is not where the others are then.
+        assert!(missing(5, 0) && missing(8, 0));
     }
 
     #[test]

@@ -282,6 +282,7 @@ impl<'a> Learner<'a> {
             said: HashMap::new(),
             run_acks: None,
             since,
+            acked: Vec::new(),
             repeats: Repeats::Exactly,
             order: Order::Fixed,
             after_failure: AfterFailure::MayDiffer,

@@ -103,7 +103,7 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
         let vanished = content.is_none()
             && !goes_back
             && !never_came
-            && !history.may_be_missing(file, op, owed);
+            && !history.may_be_missing(file, op, outcome.acks, owed);
         // What was never empty was not just begun: what it held is lost.
         let just_begun = !goes_back || history.begun.contains(file);
         if just_begun && begun_and_left(content, history, file, owed) {

@@ -104,6 +104,14 @@ fn savers_that_swap_symbolic_links_or_exchange_names_pass() {
 }
 
 #[test]
+fn a_sound_save_in_one_write_or_in_many_is_not_missing_before_its_first() {
+    // Write number 9 belongs to the first save in one run, and to the last in another.
+    let script = "for i in range(3):\n    step = random.choice([60, 3000]); data = body(i)\n    f = os.open('t', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)\n    for at in range(0, len(data), step): os.write(f, data[at:at + step])\n    os.fsync(f); os.close(f); os.rename('t', 'state'); ack(i)\n";
+    assert_good(&["--state", "state"], script);
+    assert_good(&["--state", "state", "--granularity", "op"], script);
+}
+
+#[test]
 fn threads_that_save_in_any_order_are_not_accused() {
     let script = "import threading\nlock = threading.Lock(); count = [0]\ndef work(k):\n    for i in range(5):\n        with lock:\n            count[0] += 1\n            wr('t', json.dumps({'n': count[0], 'k': k, 'd': 'x' * 300}).encode()); os.rename('t', 'state'); ack(count[0])\n        time.sleep(0.0005)\nthreads = [threading.Thread(target=work, args=(k,)) for k in range(3)]\n[t.start() for t in threads]; [t.join() for t in threads]\n";
     assert_good(&["--state", "state"], script);

@@ -16,7 +16,8 @@ use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
 use crate::model::{self, Files, Node, NotModelled};
-use crate::op::{Effect, Trace};
+use crate::op::{Effect, Op, Trace};
+use crate::os::enclosure;
 use crate::os::process::Ended;
 use crate::os::signals;
 use crate::outcome::{Content, Survivor};
@@ -64,10 +65,13 @@ pub fn learn(
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
     check_options(command)?;
-    let mut rooms = [Runner::new(command, &lab.room(0)?)?, Runner::new(command, &lab.room(1)?)?];
-    let before_first_save = try_before(command, &mut rooms[0])?;
-    let first = unbroken(name, command, &mut rooms[0], Hesitates::Nobody)?;
     let mut notes = Vec::new();
+    let mut command = command.clone();
+    let mut rooms = [Runner::new(&command, &lab.room(0)?)?, Runner::new(&command, &lab.room(1)?)?];
+    let before_first_save = try_before(&command, &mut rooms[0])?;
+    let first = first_run(name, &mut command, &mut rooms, &mut notes)?;
+    command.inside = names_inside(&first);
+    let command = &command;
     let state = choose_state(name, command, &first, &mut notes)?;
     let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
     // Of two runs that were ended, as many acks are looked at as both gave.
@@ -123,6 +127,63 @@ pub fn learn(
         )));
     }
     Ok(Prepared { twin: Some(first.trace), notes, ..prepared })
+}
+
+/// The baseline run that shows whether the program changes files outside its trial directory; from then on
+/// all runs are followed there too, if it does.
+fn first_run(
+    name: &str,
+    command: &mut Command,
+    rooms: &mut [Runner; 2],
+    notes: &mut Vec<String>,
+) -> Result<Unbroken> {
+    let [runner, other] = rooms;
+    let contained = runner.sandbox().is_some();
+    if command.sandbox && !contained {
+        return Err(no_sandbox());
+    }
+    runner.scope.everywhere = contained;
+    let first = unbroken(name, command, runner, Hesitates::Nobody)?;
+    let outside: BTreeSet<&Path> =
+        first.trace.ops.iter().filter(|op| op.changes()).flat_map(Op::paths).collect();
+    let outside: Vec<&Path> = outside.into_iter().filter(|path| path.is_absolute()).collect();
+    let anywhere = first.trace.ops.iter().flat_map(Op::paths).any(Path::is_absolute);
+    command.sandbox |= !outside.is_empty();
+    for runner in [&mut *runner, other] {
+        runner.scope.everywhere = command.sandbox;
+    }
+    if !outside.is_empty() {
+        let all = outside.iter().map(|path| path.display().to_string());
+        let written = command.allow_write.is_empty();
+        notes.push(format!(
+            "it changes files outside its trial directory: {}; {}",
+            listed(all),
+            match written {
+                true =>
+                    "crashtest redirects these changes, and the files themselves stay as they are",
+                false => "crashtest redirects these changes, but for what --allow-write names",
+            }
+        ));
+    }
+    match anywhere && !command.sandbox {
+        // It has opened files elsewhere and changed none: its ops are counted without these.
+        true => unbroken(name, command, runner, Hesitates::Nobody),
+        false => Ok(first),
+    }
+}
+
+fn no_sandbox() -> Error {
+    let why = enclosure::refused().unwrap_or_default();
+    Error::lacking(format!("there is no sandbox: {why}"))
+        .help("unprivileged user namespaces and overlays are needed; `crashtest doctor` shows what is missing")
+}
+
+/// The names that a run had in the trial directory.
+fn names_inside(run: &Unbroken) -> BTreeSet<PathBuf> {
+    let paths = run.trace.ops.iter().flat_map(Op::paths).map(Path::to_owned);
+    let left = run.after.files.keys().chain(&run.after.others).cloned();
+    let before = run.before.paths().map(Path::to_owned);
+    paths.chain(left).chain(before).filter(|path| path.is_relative()).collect()
 }
 
 /// Finds what is wrong with the options before anything is run.
@@ -256,15 +317,11 @@ fn plain_duration(name: &str, runner: &mut Runner) -> Result<Duration> {
 fn outside(trace: &Trace, command: &Command) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut outside = BTreeMap::new();
     for op in &trace.ops {
-        let from = match &op.effect {
-            Effect::Rename { from, .. } | Effect::Link { from, .. } => Some(from),
-            _ => None,
-        };
-        for path in from.into_iter().chain([op.effect.path()]).filter(|path| path.is_absolute()) {
+        for path in op.paths().filter(|path| path.is_absolute()) {
             let small = std::fs::metadata(path)
                 .is_ok_and(|found| found.is_file() && found.len() <= command.limits.data_bytes);
             if small && let Ok(bytes) = std::fs::read(path) {
-                outside.insert(path.clone(), bytes);
+                outside.insert(path.to_owned(), bytes);
             }
         }
     }
@@ -360,20 +417,24 @@ fn choose_state(
     if state.is_empty() {
         return Err(no_sites(name));
     }
-    let list = |paths: &BTreeSet<PathBuf>| {
-        let names = paths.iter().take(NAMES_MAX).map(|path| path.display().to_string());
-        let names = names.collect::<Vec<_>>().join(", ");
-        match paths.len().saturating_sub(NAMES_MAX) {
-            0 => names,
-            more => format!("{names} and {more} more"),
-        }
-    };
+    let list =
+        |paths: &BTreeSet<PathBuf>| listed(paths.iter().map(|path| path.display().to_string()));
     let mut note = format!("state found: {}", list(&state));
     if !companions.is_empty() {
         note += &format!("; not judged: {} (--state GLOB changes that)", list(&companions));
     }
     notes.push(note);
     Ok(StateFiles::Found(state))
+}
+
+/// A list of names, which may be long.
+fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
+    let more = names.len().saturating_sub(NAMES_MAX);
+    let names = names.take(NAMES_MAX).collect::<Vec<_>>().join(", ");
+    match more {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
 }
 
 /// Names that are no state by what is done with them: what is renamed away, and what a symbolic

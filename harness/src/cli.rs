@@ -56,6 +56,26 @@ pub enum Command {
     Man,
 }
 
+impl Command {
+    /// Whether the command starts programs.
+    #[must_use]
+    pub fn runs_programs(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Check(_) | Self::Audit(_) | Self::Record(_) | Self::Replay(_) => {
+                true
+            }
+            Self::Report(_)
+            | Self::Merge(_)
+            | Self::Compare(_)
+            | Self::Timeline(_)
+            | Self::List(_)
+            | Self::Doctor
+            | Self::Completions { .. }
+            | Self::Man => false,
+        }
+    }
+}
+
 /// `crashtest run`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Run {
@@ -402,9 +422,14 @@ pub struct About {
     /// Environment variable for the program; may be given more than once
     #[arg(long, value_name = "NAME=VALUE", requires = "program")]
     pub env: Vec<String>,
-    /// Redirect all that the program writes anywhere into the trial directory
+    /// Insist on a sandbox, and follow what the program does outside its trial directory even if the baseline
+    /// run writes nothing there. Without this option the sandbox is used wherever the machine has one
     #[arg(long, requires = "program")]
     pub sandbox: bool,
+    /// Let the program write to these files and directories of this machine, which must exist; may be given
+    /// more than once
+    #[arg(long, value_name = "GLOB", requires = "program")]
+    pub allow_write: Vec<String>,
     /// How long its unbroken run may take, in seconds [default: 30]
     #[arg(long, value_name = "SECONDS", requires = "program")]
     pub timeout: Option<u64>,

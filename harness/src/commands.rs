@@ -10,6 +10,9 @@ use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
+use crate::lab;
+use crate::os::enclosure::{self, Role};
+use crate::os::process::Ended;
 use crate::os::signals;
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
@@ -29,6 +32,17 @@ use std::sync::Arc;
 
 /// Does what the command line asks for.
 pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
+    if cli.command.runs_programs() {
+        lab::start_janitor()?;
+        match enclosure::enter().context("start a process")? {
+            Role::Outer(Ended::Status(status)) => return Ok(ExitStatus::of_code(status)),
+            Role::Outer(Ended::Signal(signal)) => {
+                return Err(Error::internal(format!("crashtest was ended by signal {signal}"))
+                    .help("what was done is kept; `crashtest run --resume RUN` goes on with it"));
+            }
+            Role::Coordinator | Role::Alone => {}
+        }
+    }
     match cli.command {
         cli::Command::Run(options) => run(&options),
         cli::Command::Report(options) => showing::report(&options),

@@ -22,6 +22,25 @@ pub enum ExitStatus {
     Interrupted = 130,
 }
 
+impl ExitStatus {
+    /// The status with this code, with which another process of crashtest has ended.
+    #[must_use]
+    pub fn of_code(code: i32) -> Self {
+        [
+            Self::AsExpected,
+            Self::Unexpected,
+            Self::Usage,
+            Self::BaselineFailed,
+            Self::NothingStruck,
+            Self::MachineLacks,
+            Self::Interrupted,
+        ]
+        .into_iter()
+        .find(|status| *status as i32 == code)
+        .unwrap_or(Self::Internal)
+    }
+}
+
 impl From<ExitStatus> for std::process::ExitCode {
     fn from(status: ExitStatus) -> Self {
         Self::from(status as u8)

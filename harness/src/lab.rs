@@ -1,15 +1,20 @@
 //! Where trials take place: directories that are made for them and taken away again.
 //!
-//! Everything lies below one base directory, which is removed at the end of the run; if the run is
-//! killed, by a janitor process that outlives it; and if that is killed too, by the next run, which
-//! finds the lock of the base free.
+//! Everything lies below one base directory, which is removed at the end of the run. If the run is killed, a
+//! janitor process that outlives it removes the directory. If the janitor is killed too, the next run does,
+//! which finds the lock of the base free.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::{self, PipeWriter, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use rand::TryRng;
 
 use crate::error::{Context, Error, Result};
 use crate::os::process;
@@ -20,10 +25,8 @@ const LOCK: &str = "crashtest-lab.lock";
 /// The base directory of one run.
 #[derive(Debug)]
 pub struct Lab {
-    base: tempfile::TempDir,
+    base: PathBuf,
     _lock: Flock<File>,
-    /// All processes of the run have it open; when the last has ended the janitor hears of it.
-    _alive: PipeWriter,
 }
 
 impl Lab {
@@ -40,20 +43,15 @@ impl Lab {
             None => default_parent()?,
         };
         sweep(&parent);
-        let base =
-            tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(|error| {
-                Error::lacking(format!("cannot make a directory in {}: {error}", parent.display()))
-                    .help("name a writable directory with --dir")
-            })?;
-        let lock = lock(&base.path().join(LOCK)).context("lock the trial directory")?;
-        let alive = start_janitor(base.path())?;
-        Ok(Self { base, _lock: lock, _alive: alive })
+        let base = make_base(&parent)?;
+        let lock = lock(&base.join(LOCK)).context("lock the trial directory")?;
+        Ok(Self { base, _lock: lock })
     }
 
     /// The base directory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.base.path()
+        &self.base
     }
 
     /// The directory of one worker, made new. All have names of the same length.
@@ -62,18 +60,69 @@ impl Lab {
     }
 }
 
-/// Starts a process that removes `base` when all others of the run have ended, however they did.
-fn start_janitor(base: &Path) -> Result<PipeWriter> {
-    let (mut ended, alive) = io::pipe().context("make a pipe")?;
-    let mut alive = Some(alive);
+/// Makes a directory with a new name, which the janitor hears of first.
+fn make_base(parent: &Path) -> Result<PathBuf> {
+    const TRIES: usize = 100;
+    let mut made = Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    for _ in 0..TRIES {
+        let number = rand::rngs::SysRng.try_next_u64().context("draw a name")?;
+        let base = parent.join(format!("{PREFIX}{number:016x}"));
+        tell_janitor(&base)?;
+        made = fs::DirBuilder::new().mode(0o700).create(&base);
+        match &made {
+            Ok(()) => return Ok(base),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(_) => break,
+        }
+    }
+    let error = made.err().map(|error| error.to_string()).unwrap_or_default();
+    Err(Error::lacking(format!("cannot make a directory in {}: {error}", parent.display()))
+        .help("name a writable directory with --dir"))
+}
+
+/// The way to the janitor. Every process of the run has it open; when the last has ended the janitor
+/// begins.
+static JANITOR: OnceLock<PipeWriter> = OnceLock::new();
+
+/// Starts the janitor: a process that removes the bases of this run when all its processes have ended,
+/// however they did. To be called before the run has namespaces of its own, which end with it.
+pub fn start_janitor() -> Result<()> {
+    if JANITOR.get().is_some() {
+        return Ok(());
+    }
+    let (told, tell) = io::pipe().context("make a pipe")?;
+    let mut tell = Some(tell);
     process::fork_detached(c"ct-janitor", || {
-        drop(alive.take());
-        // Nobody writes: this returns at the end.
-        let _ = ended.read(&mut [0]);
-        let _ = remove_tree(base);
+        drop(tell.take());
+        tidy_up(told);
     })
     .context("start a janitor")?;
-    alive.ok_or_else(|| Error::internal("the pipe of the janitor is gone"))
+    match tell {
+        Some(tell) => {
+            let _ = JANITOR.set(tell);
+            Ok(())
+        }
+        None => Err(Error::internal("the pipe of the janitor is gone")),
+    }
+}
+
+fn tell_janitor(base: &Path) -> Result<()> {
+    start_janitor()?;
+    let Some(mut janitor) = JANITOR.get() else {
+        return Err(Error::internal("there is no janitor"));
+    };
+    let line = [base.as_os_str().as_bytes(), b"\0"].concat();
+    janitor.write_all(&line).context("tell the janitor of a directory")
+}
+
+/// The life of the janitor: hears of directories until every other process of the run has ended.
+fn tidy_up(mut told: impl Read) {
+    let mut paths = Vec::new();
+    // What was heard counts, even if reading fails.
+    let _ = told.read_to_end(&mut paths);
+    for path in paths.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
+        remove_base(Path::new(OsStr::from_bytes(path)), Duration::ZERO);
+    }
 }
 
 impl Drop for Lab {
@@ -104,14 +153,31 @@ fn lock(path: &Path) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
-/// Removes what runs left that were killed. Whatever can't be removed is somebody else's.
+/// Removes what runs left that were killed. What can't be removed belongs to another user.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if ours && path.join(LOCK).is_file() && lock(&path.join(LOCK)).is_ok() {
-            let _ = remove_tree(&path);
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            remove_base(&entry.path(), WITHOUT_LOCK_AT_LEAST);
         }
+    }
+}
+
+/// Another run may be about to lock a directory that it has just made.
+const WITHOUT_LOCK_AT_LEAST: Duration = Duration::from_secs(60);
+
+/// Removes a base that no run has locked. One without a lock is removed if it is empty and that old.
+fn remove_base(base: &Path, age: Duration) {
+    if base.join(LOCK).is_file() {
+        if lock(&base.join(LOCK)).is_ok() {
+            let _ = remove_tree(base);
+        }
+        return;
+    }
+    let old = fs::symlink_metadata(base)
+        .and_then(|found| found.modified())
+        .is_ok_and(|made| made.elapsed().is_ok_and(|passed| passed >= age));
+    if old {
+        let _ = fs::remove_dir(base);
     }
 }
 
@@ -133,6 +199,22 @@ pub fn remove_files(path: &Path) -> io::Result<()> {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             remove_files(&entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in `directory` but the entry of that name.
+pub fn empty(directory: &Path, kept: Option<&OsStr>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if Some(&*entry.file_name()) == kept {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
         } else {
             fs::remove_file(entry.path())?;
         }
@@ -208,7 +290,14 @@ mod tests {
         let dead = parent.path().join("crashtest-lab-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join(LOCK), "").unwrap();
+        let begun = parent.path().join("crashtest-lab-begun");
+        fs::create_dir(&begun).unwrap();
         let next = Lab::new(Some(parent.path())).unwrap();
         assert!(!dead.exists() && running.path().exists() && next.path().exists());
+        // Its run may be about to lock it; the janitor, who comes at the end, does not wait.
+        assert!(begun.exists());
+        remove_base(&begun, Duration::ZERO);
+        remove_base(running.path(), Duration::ZERO);
+        assert!(!begun.exists() && running.path().exists());
     }
 }

@@ -27,6 +27,7 @@ pub mod asked;
 pub mod assemble;
 pub mod at_rest;
 pub mod books;
+pub mod command_line;
 pub mod compare;
 pub mod confirm;
 pub mod cut;

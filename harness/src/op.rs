@@ -1,6 +1,6 @@
 //! Storage operations: what a subject asked of the kernel, and what came of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -410,6 +410,34 @@ impl Op {
             Effect::Write { data, .. } if self.result > 0 => data.len(),
             _ => 0,
         }
+    }
+
+    /// Whether it may have changed a file or a name; opening a file that is there to write to it does not.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        self.succeeded()
+            && match &self.effect {
+                Effect::Open { create, truncate, .. } => *create || *truncate,
+                Effect::Close { .. } | Effect::Sync { .. } => false,
+                Effect::Write { .. }
+                | Effect::Truncate { .. }
+                | Effect::Fallocate { .. }
+                | Effect::Rename { .. }
+                | Effect::Link { .. }
+                | Effect::Symlink { .. }
+                | Effect::Unlink { .. }
+                | Effect::Directory { .. }
+                | Effect::Unfollowed { .. } => true,
+            }
+    }
+
+    /// The files that the op is about.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let from = match &self.effect {
+            Effect::Rename { from, .. } | Effect::Link { from, .. } => Some(from.as_path()),
+            _ => None,
+        };
+        from.into_iter().chain([self.effect.path().as_path()])
     }
 
     /// Whether the kernel did it.

@@ -521,6 +521,7 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
         init: about.init.clone(),
         env,
         sandbox: about.sandbox,
+        allow_write: about.allow_write.clone(),
         limits: Limits {
             timeout_ms: about.timeout.map_or(default.timeout_ms, |s| s.saturating_mul(1000)),
             data_bytes: about
@@ -529,6 +530,7 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
             processes: about.max_processes.unwrap_or(default.processes),
             acks: about.acks,
         },
+        inside: BTreeSet::new(),
         live: None,
     })
 }

@@ -1,18 +1,21 @@
 //! What a sandboxed program sees: a plan of mounts, made by looking at the machine and no more.
 //!
-//! Each directory below `/` becomes an overlay whose upper layer lies in the room of the trial, so
-//! that all writes land there. An overlay does not reach into other mounts, so a directory with
-//! mounts below it is made up of its entries, in turn.
+//! Each directory below `/` becomes an overlay whose upper layer lies in memory, so that all writes land
+//! there and the machine's own files stay as they are. An unprivileged overlay does not reach into other
+//! mounts, so a directory with mounts below it is made up of its entries, in turn.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+
+use globset::GlobBuilder;
 
 use crate::error::{Context, Error, Result};
 
-/// One step in building the new root.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One step in building the new root. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// Make this directory.
     Directory(PathBuf),
@@ -20,59 +23,127 @@ pub enum Step {
     Symlink(PathBuf, PathBuf),
     /// Overlay this directory.
     Overlay(PathBuf),
-    /// Show this as it is, with all mounts below it.
+    /// Show this as it is, and let nothing be written to it.
+    ReadOnly(PathBuf),
+    /// Show this as it is: what is written to it reaches the machine.
     Bind(PathBuf),
-    /// Show an empty directory of the room here.
-    Fresh(PathBuf),
+    /// Mount a `/proc` here.
+    Proc(PathBuf),
+    /// Make a `/dev` with what every program may use here.
+    Devices(PathBuf),
+}
+
+impl Step {
+    /// Where the step puts something.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path)
+            | Self::Symlink(_, path)
+            | Self::Overlay(path)
+            | Self::ReadOnly(path)
+            | Self::Bind(path)
+            | Self::Proc(path)
+            | Self::Devices(path) => path,
+        }
+    }
 }
 
 /// How a sandbox is built.
 #[derive(Clone, Debug)]
-pub struct Sandbox {
-    /// Where the new root is put together.
-    pub root: PathBuf,
-    /// Below this are the upper layers, by path.
-    pub upper: PathBuf,
-    /// Below this are the work directories of the overlays.
-    pub work: PathBuf,
-    /// The trial directory, which keeps its path.
-    pub directory: PathBuf,
+pub struct Plan {
+    /// The directory of trials, which keeps its path and is not overlaid.
+    pub room: PathBuf,
     /// The steps, parents first.
     pub steps: Vec<Step>,
+    /// How many bytes a program may write outside of its trial directory.
+    pub bytes_max: u64,
 }
 
-/// Where programs put what is no file of theirs.
-const SHOWN: [&str; 2] = ["/proc", "/sys"];
-/// Directories that may be replaced by an empty one, if the trials take place in it.
-const SCRATCH: [&str; 3] = ["/dev/shm", "/tmp", "/var/tmp"];
 /// How deep directories that hold mounts are looked through.
 const DEPTH_MAX: usize = 8;
+/// Where services listen: a socket is reached through a bind mount only, not through an overlay.
+const SOCKETS_IN: [&str; 2] = ["/run", "/tmp"];
+const SOCKETS_MAX: usize = 128;
+const SOCKET_DEPTH_MAX: usize = 3;
 
-impl Sandbox {
-    /// Plans the sandbox for one room.
-    pub fn plan(room: &Path, directory: &Path) -> Result<Self> {
-        let Some(scratch) = SCRATCH.iter().map(PathBuf::from).find(|path| room.starts_with(path))
-        else {
-            return Err(Error::usage(format!("--sandbox can't work in {}", room.display()))
-                .help("let the trials take place below /dev/shm or /tmp: --dir /tmp"));
-        };
-        let mounts = mount_points()?;
-        let mut planner = Planner { mounts, scratch, steps: Vec::new() };
+impl Plan {
+    /// Plans the sandbox for one room; `own` is below which directory mounts are our own, and `allowed` are
+    /// globs of files and directories that may be written to.
+    pub fn new(room: &Path, own: &Path, allowed: &[String], bytes_max: u64) -> Result<Self> {
+        let mut mounts = mount_points()?;
+        mounts.retain(|mount| !mount.starts_with(own));
+        let mut planner = Planner { mounts, steps: Vec::new() };
         planner.entries(Path::new("/"), 0).context("look at the directories of this machine")?;
-        Ok(Self {
-            root: room.join("root"),
-            upper: room.join("upper"),
-            work: room.join("work"),
-            directory: directory.to_owned(),
-            steps: planner.steps,
-        })
+        let mut steps = planner.steps;
+        let mut sockets = Vec::new();
+        for directory in SOCKETS_IN {
+            find_sockets(Path::new(directory), own, 0, &mut sockets);
+        }
+        steps.extend(sockets.into_iter().map(Step::Bind));
+        steps.extend(let_through(allowed)?.into_iter().map(Step::Bind));
+        Ok(Self { room: room.to_owned(), steps, bytes_max })
+    }
+}
+
+/// The files and directories of this machine that the globs of `--allow-write` name.
+pub fn let_through(globs: &[String]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for text in globs {
+        let usage = |why: &str| Error::usage(format!("`--allow-write {text}` {why}"));
+        if !text.starts_with('/') {
+            return Err(usage("is not an absolute path").help("begin it with a slash"));
+        }
+        let glob = GlobBuilder::new(text).literal_separator(true).build();
+        let glob = glob.map_err(|error| usage(&format!("is not a glob: {}", error.kind())))?;
+        let (matcher, before) = (glob.compile_matcher(), found.len());
+        expand(Path::new("/"), Path::new(text), &mut |path| {
+            if matcher.is_match(path) {
+                found.push(path.to_owned());
+            }
+        });
+        if found.len() == before {
+            return Err(usage("names nothing on this machine")
+                .help("make the file or directory first: only what exists can be let through"));
+        }
+    }
+    Ok(found)
+}
+
+/// Shows each path below `directory` that may match `pattern`, which is absolute, component by component.
+fn expand(directory: &Path, pattern: &Path, each: &mut impl FnMut(&Path)) {
+    let depth = directory.components().count();
+    let mut rest = pattern.components().skip(depth);
+    let Some(next) = rest.next() else { return each(directory) };
+    let text = next.as_os_str().to_string_lossy();
+    if !text.contains(['*', '?', '[', '{', '\\']) {
+        let path = directory.join(next);
+        if path.symlink_metadata().is_ok() {
+            expand(&path, pattern, each);
+        }
+        return;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        expand(&entry.path(), pattern, each);
+    }
+}
+
+fn find_sockets(directory: &Path, own: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if found.len() >= SOCKETS_MAX || path == own {
+            continue;
+        }
+        if kind.is_socket() {
+            found.push(path);
+        } else if kind.is_dir() && depth < SOCKET_DEPTH_MAX {
+            find_sockets(&path, own, depth + 1, found);
+        }
     }
 }
 
 struct Planner {
     mounts: BTreeSet<PathBuf>,
-    /// The directory with the rooms: layers must not lie in what they are layers of.
-    scratch: PathBuf,
     steps: Vec<Step>,
 }
 
@@ -87,7 +158,7 @@ impl Planner {
             } else if kind.is_dir() {
                 self.directory(path, depth)?;
             } else {
-                self.steps.push(Step::Bind(path));
+                self.steps.push(Step::ReadOnly(path));
             }
         }
         Ok(())
@@ -95,23 +166,22 @@ impl Planner {
 
     fn directory(&mut self, path: PathBuf, depth: usize) -> io::Result<()> {
         let holds = |other: &PathBuf| *other != path && other.starts_with(&path);
-        if SHOWN.iter().any(|shown| path == Path::new(shown)) {
-            self.steps.push(Step::Bind(path));
-        } else if self.scratch == path {
-            self.steps.push(Step::Fresh(path));
-        } else if path == Path::new("/dev") {
-            // Devices can't be overlaid; what is below is shown as it is, but for shared memory.
-            self.steps.push(Step::Bind(path.clone()));
-            self.directory(path.join("shm"), depth)?;
-        } else if self.mounts.iter().any(holds) || holds(&self.scratch) {
-            self.steps.push(Step::Directory(path.clone()));
-            if depth < DEPTH_MAX {
-                // What may not be looked at is not there for the program either.
-                let _ = self.entries(&path, depth + 1);
+        self.steps.push(match path.to_str() {
+            Some("/proc") => Step::Proc(path),
+            Some("/sys") => Step::ReadOnly(path),
+            Some("/dev") => Step::Devices(path),
+            _ if self.mounts.iter().any(holds) => {
+                self.steps.push(Step::Directory(path.clone()));
+                if depth < DEPTH_MAX {
+                    // What may not be looked at is not there for the program either.
+                    let _ = self.entries(&path, depth + 1);
+                }
+                return Ok(());
             }
-        } else {
-            self.steps.push(Step::Overlay(path));
-        }
+            _ if !path.is_dir() => Step::Directory(path),
+            // A file that is a mount of its own, such as /etc/resolv.conf in a container, is no directory.
+            _ => Step::Overlay(path),
+        });
         Ok(())
     }
 }
@@ -135,15 +205,12 @@ mod tests {
     #[test]
     fn a_directory_with_mounts_below_is_made_of_its_entries_and_others_are_overlaid() {
         let top = tempfile::tempdir().unwrap();
-        for name in ["plain", "mixed/mount", "mixed/rest", "tmp"] {
+        for name in ["plain", "mixed/mount", "mixed/rest"] {
             fs::create_dir_all(top.path().join(name)).unwrap();
         }
         let path = |name: &str| top.path().join(name);
-        let mut planner = Planner {
-            mounts: BTreeSet::from([path("mixed/mount")]),
-            scratch: path("tmp"),
-            steps: Vec::new(),
-        };
+        let mut planner =
+            Planner { mounts: BTreeSet::from([path("mixed/mount")]), steps: Vec::new() };
         planner.entries(top.path(), 0).unwrap();
         assert_eq!(
             planner.steps,
@@ -152,8 +219,20 @@ mod tests {
                 Step::Overlay(path("mixed/mount")),
                 Step::Overlay(path("mixed/rest")),
                 Step::Overlay(path("plain")),
-                Step::Fresh(path("tmp")),
             ]
         );
+    }
+
+    #[test]
+    fn what_is_let_through_exists_and_is_named_by_an_absolute_glob() {
+        let top = tempfile::tempdir().unwrap();
+        for name in ["a1", "a2", "b"] {
+            fs::write(top.path().join(name), "").unwrap();
+        }
+        let glob = |name: &str| vec![top.path().join(name).display().to_string()];
+        let names = |name: &str| let_through(&glob(name)).map(|found| found.len());
+        assert_eq!((names("a*"), names("b"), names("")), (Ok(2), Ok(1), Ok(1)));
+        assert!(names("c").unwrap_err().message.contains("names nothing"));
+        assert!(let_through(&["a".to_owned()]).unwrap_err().message.contains("absolute"));
     }
 }

@@ -1,6 +1,6 @@
 //! Subjects: what is tested.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -88,10 +88,17 @@ pub struct Command {
     pub init: Option<PathBuf>,
     /// Added to the environment.
     pub env: BTreeMap<String, String>,
-    /// Whether fixed paths are redirected into the trial directory.
+    /// Whether what it does outside the trial directory is followed, too.
     pub sandbox: bool,
+    /// Globs of files and directories outside the trial directory that it may write to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_write: Vec<String>,
     /// What it may use.
     pub limits: Limits,
+    /// The names that it had in the trial directory in its baseline run: none of them is meant when a command
+    /// names a file of the user's directory.
+    #[serde(skip)]
+    pub inside: BTreeSet<PathBuf>,
     /// How it is tried, if it is one that serves until the power goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live: Option<Live>,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
@@ -11,10 +12,10 @@ use serde_json::Value;
 use super::runner;
 use crate::error::{Context, Error, Result};
 use crate::os::process::{self, Ended};
-use crate::os::sandbox;
+use crate::os::sandbox::Sandbox;
 use crate::os::signals;
+use crate::os::spawn;
 use crate::outcome::{Check, CheckKind, Content, Survivor};
-use crate::sandbox::Sandbox;
 use crate::subject::Command;
 
 /// The checks of one subject, ready to be run.
@@ -33,7 +34,7 @@ trait JsonCheck {
 
 impl Checks {
     /// Reads and compiles them.
-    pub fn new(command: &Command, root: &Path, sandbox: Option<&Sandbox>) -> Result<Self> {
+    pub fn new(command: &Command, root: &Path, sandbox: Option<&Rc<Sandbox>>) -> Result<Self> {
         let shell = command.check.as_ref();
         let schema = command.schema.iter().map(|path| schema(path));
         let invariants = command.invariants.iter().map(|text| invariant(text));
@@ -149,7 +150,7 @@ pub struct Shell {
     environment: Vec<(OsString, OsString)>,
     root: PathBuf,
     /// What the program sees is what its checks must see.
-    sandbox: Option<Sandbox>,
+    sandbox: Option<Rc<Sandbox>>,
 }
 
 /// How much of what a load prints is looked at: as much as a state may have.
@@ -177,20 +178,13 @@ impl Shell {
         text: &str,
         command: &Command,
         root: &Path,
-        sandbox: Option<&Sandbox>,
+        sandbox: Option<&Rc<Sandbox>>,
     ) -> Result<Self> {
         let here = std::env::current_dir().context("find the current directory")?;
-        // A script that is named by a path from here is found from there.
-        let words: Vec<String> = text
-            .split(' ')
-            .map(|word| match runner::script(&here, word) {
-                Some(path) => quoted(&path.to_string_lossy()),
-                None => word.replace("{dir}", &root.to_string_lossy()),
-            })
-            .collect();
+        let text = runner::shell_text(text, command, &here);
+        let text = text.replace("{dir}", &root.to_string_lossy());
         let environment = runner::environment(command, root, &here);
-        let sandbox = sandbox.cloned();
-        Ok(Self { text: words.join(" "), environment, root: root.to_owned(), sandbox })
+        Ok(Self { text, environment, root: root.to_owned(), sandbox: sandbox.cloned() })
     }
 
     /// What is given to the shell.
@@ -264,12 +258,10 @@ impl Shell {
             .stdout(to_file(stdout.unwrap_or(&said))?)
             .stderr(to_file(&said)?)
             .process_group(0);
-        if let Some(sandbox) = &self.sandbox {
-            sandbox::confine(&mut shell, sandbox.clone());
-        }
+        let sandbox = self.sandbox.as_deref();
         let mut gone = None;
         let ended = process::adopt_orphans(|| {
-            let child = shell.spawn()?;
+            let child = spawn::command(&mut shell, sandbox)?;
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
             let mut until = Instant::now() + timeout;
             let ended = loop {
@@ -283,11 +275,12 @@ impl Shell {
                         until = until.min(Instant::now() + NOBODY_ANSWERS);
                     }
                 }
-                if ended.is_some() || left.is_zero() || signals::orphaned() {
+                if ended.is_some() || left.is_zero() || signals::ends() {
                     break ended;
                 }
             };
             process::end_descendants()?;
+            sandbox.map_or(Ok(()), Sandbox::end_all)?;
             Ok(ended)
         })
         .context(format_args!("run `{}`", self.text))?;

@@ -78,7 +78,7 @@ pub enum Bytes {
 pub struct Scope {
     /// The trial directory.
     pub root: PathBuf,
-    /// Whether files elsewhere matter too: a sandbox catches them all.
+    /// Whether files elsewhere matter too: the sandbox redirects what is written to them.
     pub everywhere: bool,
 }
 
@@ -91,7 +91,8 @@ impl Scope {
         }
         let special = ["/proc", "/sys", "/dev"].iter().any(|root| path.starts_with(root));
         let shared_memory = path.starts_with("/dev/shm");
-        (self.everywhere && path.is_absolute() && (!special || shared_memory))
+        let matters = !special || shared_memory;
+        (self.everywhere && path.is_absolute() && matters && !is_cache(path))
             .then(|| path.to_owned())
     }
 
@@ -99,6 +100,13 @@ impl Scope {
     fn name(&self, path: PathBuf) -> PathBuf {
         self.place(&path).unwrap_or(path)
     }
+}
+
+/// Whether a file outside the trial directory is one that Python compiles modules to: it is made anew
+/// whenever it is missing, and is no state.
+#[must_use]
+pub fn is_cache(path: &Path) -> bool {
+    path.iter().any(|name| name == "__pycache__")
 }
 
 /// Decodes a call; `None` when it is about nothing that matters.

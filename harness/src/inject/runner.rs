@@ -7,24 +7,27 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use regex::bytes::Regex;
 
-use super::decode::Scope;
+use super::checks::quoted;
+use super::decode::{Scope, is_cache};
 use super::output::Output;
 use super::tracer::{Bounds, Ran, Tracer, Watcher};
 use crate::armed::Follows;
+use crate::command_line;
 use crate::error::{Context, Error, Result};
 use crate::lab;
+use crate::model;
 use crate::os::process::{self, Ended};
-use crate::os::sandbox;
+use crate::os::sandbox::{self, Sandbox};
 use crate::os::seccomp::Filter;
 use crate::os::signals;
-use crate::os::spawn::{self, Program, Trace};
+use crate::os::spawn::{self, Pipes, Program, Trace};
 use crate::outcome::{Content, Survivor};
-use crate::sandbox::Sandbox;
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
 
@@ -38,9 +41,10 @@ pub struct Runner {
     /// The trial directory, and what matters in it.
     pub scope: Scope,
     filters: HashMap<Follows, Filter>,
-    sandbox: Option<Sandbox>,
-    /// Files outside the trial directory, as they are before a run; only a sandboxed program
-    /// changes any.
+    /// Where the program runs; none where this machine refuses namespaces.
+    sandbox: Option<Rc<Sandbox>>,
+    /// Files outside the trial directory that the program changes in its sandbox, as they are before a
+    /// run.
     pub outside: BTreeMap<PathBuf, Vec<u8>>,
     keep: Option<PathBuf>,
 }
@@ -78,7 +82,7 @@ impl Runner {
         let program = program(command, &root)?;
         process::keep_memory();
         signals::interrupt_by_alarm().context("catch the alarm")?;
-        let sandbox = command.sandbox.then(|| Sandbox::plan(room, &root)).transpose()?;
+        let sandbox = sandbox::of_room(room, &command.allow_write, command.limits.data_bytes)?;
         Ok(Self {
             sandbox,
             outside: BTreeMap::new(),
@@ -94,15 +98,15 @@ impl Runner {
 
     /// Makes the trial directory anew.
     pub fn reset(&mut self) -> Result<()> {
+        if let Some(sandbox) = &self.sandbox {
+            sandbox.renew().context("renew the sandbox")?;
+        }
         let root = &self.scope.root;
         let made = lab::remove_tree(root).and_then(|()| match &self.init {
             Some(init) => lab::copy_tree(init, root),
             None => fs::create_dir(root),
         });
         made.context(format_args!("make {}", root.display()))?;
-        if let Some(sandbox) = &self.sandbox {
-            sandbox::prepare(sandbox).context("make the layers of the sandbox")?;
-        }
         self.output.reset().context("read what the program printed")
     }
 
@@ -120,11 +124,13 @@ impl Runner {
             processes: self.limits.processes,
             grace: bound.grace,
         };
-        let child =
-            spawn::spawn(&self.program, &mut self.output.pipes, Trace::With(filter), || {
-                confine(&self.sandbox)
-            })
-            .map_err(|error| cannot_trace(&error))?;
+        let child = start(
+            &self.program,
+            &mut self.output.pipes,
+            Trace::With(filter),
+            self.sandbox.as_deref(),
+        )
+        .map_err(|error| cannot_trace(&error))?;
         let tracer = Tracer::new(child, &self.scope, &mut self.output, watcher, bounds);
         let ran = process::adopt_orphans(|| signals::with_alarm(|| tracer.run()))
             .context("follow the program")?;
@@ -134,7 +140,8 @@ impl Runner {
 
     /// Starts the program in the directory as it is, without tracing.
     pub fn start(&mut self) -> io::Result<Pid> {
-        spawn::spawn(&self.program, &mut self.output.pipes, Trace::Not, || confine(&self.sandbox))
+        let sandbox = self.sandbox.as_deref();
+        start(&self.program, &mut self.output.pipes, Trace::Not, sandbox)
     }
 
     /// Runs the program without tracing; with `kill_after`, kills it then.
@@ -152,6 +159,8 @@ impl Runner {
                 self.output.drain()?;
             };
             let descendants = process::end_descendants()?;
+            // Those that are no descendants of this process any more.
+            self.sandbox.as_ref().map_or(Ok(()), |sandbox| sandbox.end_all())?;
             self.output.drain()?;
             Ok((child, ended, descendants))
         });
@@ -203,8 +212,13 @@ impl Runner {
 
     /// The sandbox, if there is one.
     #[must_use]
-    pub fn sandbox(&self) -> Option<&Sandbox> {
+    pub fn sandbox(&self) -> Option<&Rc<Sandbox>> {
         self.sandbox.as_ref()
+    }
+
+    /// Whether anything was written outside the trial directory.
+    pub fn wrote_outside(&self) -> io::Result<bool> {
+        self.sandbox.as_ref().map_or(Ok(false), |sandbox| sandbox.is_written())
     }
 
     /// Keeps a copy of what the next trial leaves.
@@ -219,8 +233,11 @@ impl Runner {
         copied.context(format_args!("keep a copy in {}", directory.display()))?;
         match &self.sandbox {
             None => Ok(()),
-            Some(sandbox) => lab::copy_tree(&sandbox.upper, &directory.join("outside"))
-                .context(format_args!("keep a copy in {}", directory.display())),
+            Some(sandbox) if self.scope.everywhere => {
+                lab::copy_tree(&sandbox.upper(), &directory.join("outside"))
+                    .context(format_args!("keep a copy in {}", directory.display()))
+            }
+            Some(_) => Ok(()),
         }
     }
 
@@ -244,7 +261,7 @@ impl Runner {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }?;
-        if let Some(sandbox) = &self.sandbox {
+        if let (Some(sandbox), true) = (&self.sandbox, self.scope.everywhere) {
             self.outside(sandbox, state, &mut survivor)?;
         }
         Ok(survivor)
@@ -262,20 +279,23 @@ impl Runner {
     ) -> io::Result<()> {
         let mut changed = Survivor::default();
         let limit = self.limits.data_bytes;
-        collect(&sandbox.upper, Path::new("/"), state, limit, &mut changed)?;
+        let upper = &sandbox.upper();
+        collect(upper, Path::new("/"), state, limit, &mut changed)?;
+        changed.files.retain(|path, _| !sandbox.is_part_of_it(path));
+        changed.others.retain(|path| !sandbox.is_part_of_it(path) && !is_cache(path));
         for (path, bytes) in &self.outside {
             if state.contains(path) && !changed.others.contains(path) {
                 survivor.files.insert(path.clone(), Content::Bytes(bytes.clone()));
             }
         }
         for (path, content) in changed.files {
-            if is_whiteout(&sandbox.upper, &path) {
+            if is_whiteout(upper, &path) {
                 survivor.files.remove(&path);
             } else {
                 survivor.files.insert(path, content);
             }
         }
-        let others = changed.others.into_iter().filter(|path| !is_whiteout(&sandbox.upper, path));
+        let others = changed.others.into_iter().filter(|path| !is_whiteout(upper, path));
         survivor.others.extend(others);
         Ok(())
     }
@@ -288,10 +308,18 @@ fn is_whiteout(upper: &Path, path: &Path) -> bool {
         .is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
 }
 
-fn confine(sandbox: &Option<Sandbox>) -> nix::Result<()> {
+/// Starts a program, in the sandbox if there is one.
+fn start(
+    program: &Program,
+    pipes: &mut Pipes,
+    trace: Trace<'_>,
+    sandbox: Option<&Sandbox>,
+) -> io::Result<Pid> {
     match sandbox {
-        Some(sandbox) => sandbox::enter(sandbox),
-        None => Ok(()),
+        Some(sandbox) => {
+            sandbox.fork_inside(|| spawn::spawn(program, pipes, trace, || sandbox.enter()))?
+        }
+        None => spawn::spawn(program, pipes, trace, || Ok(())),
     }
 }
 
@@ -389,15 +417,14 @@ fn program(command: &Command, root: &Path) -> Result<Program> {
         CString::new(text.as_bytes()).map_err(|_| Error::usage("an argument holds a NUL byte"))
     };
     let here = std::env::current_dir().context("find the current directory")?;
-    let fill = |argument: &String| {
-        let directory = root.to_string_lossy();
-        OsString::from(argument.replace("{dir}", &directory))
-    };
+    let directory = root.to_string_lossy();
+    let words: Vec<&str> = command.argv.iter().map(String::as_str).collect();
+    let script = command_line::script(&words);
     let mut all = vec![c_string(name.as_ref())?];
-    for argument in arguments {
-        let script =
-            script(&here, argument).map_or_else(|| fill(argument), PathBuf::into_os_string);
-        all.push(c_string(&script)?);
+    for (n, argument) in arguments.iter().enumerate() {
+        let file = file_here(&here, argument).filter(|_| script == Some(n + 1));
+        let filled = || OsString::from(argument.replace("{dir}", &directory));
+        all.push(c_string(&file.map_or_else(filled, PathBuf::into_os_string))?);
     }
     Ok(Program {
         path: c_string(executable(&here, name)?.as_os_str())?,
@@ -458,21 +485,37 @@ fn executable(here: &Path, name: &str) -> Result<PathBuf> {
         })
 }
 
-/// A script named by a path from here: the program runs elsewhere, so the path is made absolute.
+/// The file that a word names, which is the program or a script, if it lies in the user's directory: the
+/// program runs elsewhere, so that the path is made absolute.
 ///
-/// Only what is executable or ends like a script: a file such as `state.json` that happens to lie
-/// here must never be what a trial writes to or a check reads.
+/// Only the two words that [`command_line`] finds are looked at. A file such as `state.json` that happens to
+/// lie here must never be what a trial writes to or a check reads.
+fn file_here(here: &Path, word: &str) -> Option<PathBuf> {
+    let path = here.join(word);
+    (Path::new(word).is_relative() && path.is_file()).then_some(path)
+}
+
+/// A shell command of the user's with absolute paths for its program and script, if these are files of the
+/// user's directory and nothing that the program under test makes.
 #[must_use]
-pub fn script(here: &Path, argument: &str) -> Option<PathBuf> {
-    const ENDINGS: [&str; 15] = [
-        "py", "js", "mjs", "cjs", "ts", "sh", "bash", "rb", "pl", "lua", "php", "jar", "tcl",
-        "awk", "jq",
-    ];
-    let relative = Path::new(argument);
-    let path = here.join(relative);
-    let found =
-        fs::metadata(&path).ok().filter(|found| found.is_file() && relative.is_relative())?;
-    let ending = relative.extension().and_then(OsStr::to_str).unwrap_or_default();
-    let is_script = ENDINGS.contains(&ending) || found.permissions().mode() & 0o111 != 0;
-    is_script.then_some(path)
+pub fn shell_text(text: &str, command: &Command, here: &Path) -> String {
+    let mut filled = text.to_owned();
+    let own = StateFiles::given(&command.state).ok();
+    for range in command_line::files_in_shell(text).into_iter().rev() {
+        let word = &text[range.clone()];
+        let inside = model::plain(Path::new(word));
+        let of_program = command.inside.contains(&inside)
+            || own.as_ref().is_some_and(|state| state.contains(&inside))
+            || command.init.as_ref().is_some_and(|init| init.join(&inside).exists())
+            || command.argv.iter().skip(1).any(|argument| argument == word);
+        // A name without a slash is a program of PATH, unless it is the script.
+        let is_script = range.start > 0;
+        if !of_program
+            && (is_script || word.contains('/'))
+            && let Some(path) = file_here(here, word)
+        {
+            filled.replace_range(range, &quoted(&path.to_string_lossy()));
+        }
+    }
+    filled
 }

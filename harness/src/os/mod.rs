@@ -1,6 +1,8 @@
 //! The edge to the kernel: the only place with `unsafe`.
 
 pub mod arch;
+pub mod enclosure;
+pub mod ipc;
 pub mod memory;
 pub mod mount;
 pub mod network;

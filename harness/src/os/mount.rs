@@ -4,24 +4,59 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getpid};
 
 const NOTHING: Option<&str> = None;
 
-/// Gives this process, which has one thread, and those that it will fork, mounts of their own.
-/// Whoever may not have them by himself gets a user namespace too.
+/// The process that has mounts of its own already.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Gives this process, which has one thread, and those that it will fork, mounts of their own. A process
+/// without the right to them gets a user namespace too. Calling it again changes nothing.
 pub fn make_private() -> nix::Result<()> {
-    match unshare(CloneFlags::CLONE_NEWNS) {
-        Ok(()) => keep_to_ourselves(),
-        Err(_) => in_user_namespace(),
+    let this = getpid().as_raw();
+    if OWNER.load(Ordering::Relaxed) == this {
+        return Ok(());
     }
+    match unshare(CloneFlags::CLONE_NEWNS) {
+        Ok(()) => private_mounts()?,
+        Err(_) => in_user_namespace()?,
+    }
+    has_own_mounts();
+    Ok(())
+}
+
+/// Tells [`make_private`] that this process has mounts of its own.
+pub fn has_own_mounts() {
+    OWNER.store(getpid().as_raw(), Ordering::Relaxed);
+}
+
+/// Lets nothing be written through the mount at `place`, and those below it.
+pub fn read_only(place: &Path) -> io::Result<()> {
+    let place = std::ffi::CString::new(place.as_os_str().as_bytes())?;
+    // `struct mount_attr`: set, clear, propagation, user namespace.
+    let attributes = [libc::MOUNT_ATTR_RDONLY, 0_u64, 0, 0];
+    // SAFETY: `place` is a C string and `attributes` as large as is said; the kernel only reads them.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            place.as_ptr(),
+            libc::AT_RECURSIVE,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    };
+    Ok(Errno::result(done).map(drop)?)
 }
 
 /// Gives this process, which has one thread, a user namespace in which it keeps its ids, and mounts
@@ -29,14 +64,20 @@ pub fn make_private() -> nix::Result<()> {
 pub fn in_user_namespace() -> nix::Result<()> {
     let (uid, gid) = (geteuid(), getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    map_ids(uid, gid)?;
+    private_mounts()
+}
+
+/// Maps these ids to themselves, in a user namespace that was just made for this process.
+pub fn map_ids(uid: Uid, gid: Gid) -> nix::Result<()> {
     let say = |path: &str, text: String| fs::write(path, text).map_err(|error| errno(&error));
     say("/proc/self/setgroups", "deny".to_owned())?;
     say("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
-    say("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
-    keep_to_ourselves()
+    say("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
-fn keep_to_ourselves() -> nix::Result<()> {
+/// Sees to it that mounts of this process's mount namespace and those of its parent's stay apart.
+pub fn private_mounts() -> nix::Result<()> {
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -20,11 +21,7 @@ pub fn fork_child(body: impl FnOnce() -> i32) -> io::Result<Pid> {
     // consistent and the child may allocate and lock.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            let status = catch_unwind(AssertUnwindSafe(body)).unwrap_or(101);
-            // SAFETY: `_exit` takes no pointers; it skips the parent's exit handlers on purpose.
-            unsafe { libc::_exit(status) }
-        }
+        ForkResult::Child => end_now(catch_unwind(AssertUnwindSafe(body)).unwrap_or(101)),
     }
 }
 
@@ -79,12 +76,39 @@ pub fn fork_briefly(body: impl FnOnce() -> i32) -> io::Result<Pid> {
     // ids, handlers around the fork); the child makes none, and locks nothing that is shared.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     match Errno::result(pid)? {
-        0 => {
-            let status = catch_unwind(AssertUnwindSafe(body)).unwrap_or(101);
-            // SAFETY: `_exit` takes no pointers; it skips the parent's exit handlers on purpose.
-            unsafe { libc::_exit(status) }
-        }
+        0 => end_now(catch_unwind(AssertUnwindSafe(body)).unwrap_or(101)),
         pid => Ok(Pid::from_raw(i32::try_from(pid).unwrap_or(0))),
+    }
+}
+
+/// Forks a child with these namespaces of its own; returns its PID in the parent, and `None` in the child.
+///
+/// The caller's process must have one thread, as for [`fork_child`].
+pub fn fork_into(flags: CloneFlags) -> io::Result<Option<Pid>> {
+    let flags = i64::from(flags.bits() | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM the child has memory of its own; no other thread holds a lock in it.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match Errno::result(pid)? {
+        0 => Ok(None),
+        pid => i32::try_from(pid).map(|pid| Some(Pid::from_raw(pid))).map_err(io::Error::other),
+    }
+}
+
+/// Ends this process at once, without the exit handlers that its parent has installed.
+pub fn end_now(status: i32) -> ! {
+    // SAFETY: `_exit` takes no pointers.
+    unsafe { libc::_exit(status) }
+}
+
+/// Closes the descriptors of this process from `first` on, but for a few.
+pub fn close_from(first: i32, kept: &[i32]) {
+    let mut kept: Vec<_> = kept.iter().copied().filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut from = first;
+    for fd in kept.into_iter().chain([i32::MAX]) {
+        // SAFETY: close_range takes numbers; whoever calls this uses none of these descriptors any more.
+        let _ = unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
+        from = fd.saturating_add(1);
     }
 }
 
@@ -93,9 +117,10 @@ pub fn fork_briefly(body: impl FnOnce() -> i32) -> io::Result<Pid> {
 pub fn fork_detached(name: &std::ffi::CStr, body: impl FnOnce()) -> io::Result<()> {
     let mut body = Some(body);
     let between = fork_child(|| {
+        // Before the second fork: a signal to the caller's process group never reaches the new process.
+        // What fails here makes the process less detached, and it does its work all the same.
+        let _ = nix::unistd::setsid();
         let grandchild = fork_child(|| {
-            // What fails here makes the process less detached, and it does its work all the same.
-            let _ = nix::unistd::setsid();
             let _ = nix::sys::prctl::set_name(name);
             if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
                 let _ = nix::unistd::dup2_stdin(&null);
@@ -191,7 +216,7 @@ pub fn adopt_orphans<T>(body: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
 const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
 
 /// Waits for `child` for at most so long; `None` when it has not ended by then, or when this
-/// process was orphaned.
+/// process should come to its end.
 pub fn wait_at_most(child: Pid, time: Duration) -> io::Result<Option<Ended>> {
     let pidfd = pidfd(child)?;
     let deadline = Instant::now() + time;
@@ -199,7 +224,7 @@ pub fn wait_at_most(child: Pid, time: Duration) -> io::Result<Option<Ended>> {
         let left = deadline.saturating_duration_since(Instant::now()).min(LOOK_UP_EVERY);
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         match ppoll(&mut fds, Some(left.into()), None) {
-            _ if super::signals::orphaned() => return Ok(None),
+            _ if super::signals::ends() => return Ok(None),
             Ok(0) if deadline <= Instant::now() => return Ok(None),
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return wait_for(child).map(Some),
@@ -208,7 +233,8 @@ pub fn wait_at_most(child: Pid, time: Duration) -> io::Result<Option<Ended>> {
     }
 }
 
-fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+/// A file descriptor of a process, which can be waited for.
+pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;

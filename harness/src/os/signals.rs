@@ -35,6 +35,12 @@ pub fn orphaned() -> bool {
     ORPHANED.load(Ordering::Relaxed)
 }
 
+/// Whether this process should come to its end: its run was interrupted, or its parent has ended.
+#[must_use]
+pub fn ends() -> bool {
+    interrupted() || orphaned()
+}
+
 /// Makes the end of the parent set a flag, so that this process can end what it has started.
 pub fn notice_orphaning() -> io::Result<()> {
     install(&[Signal::SIGUSR1], SigHandler::Handler(note_orphaning))?;
@@ -44,6 +50,19 @@ pub fn notice_orphaning() -> io::Result<()> {
 /// Makes SIGINT do nothing: a terminal sends it to workers too, and they end with the coordinator.
 pub fn ignore_interrupts() -> io::Result<()> {
     install(&[Signal::SIGINT, Signal::SIGTERM], SigHandler::SigIgn)
+}
+
+/// Signals that end a command, which a process that only waits passes on.
+const FORWARDED: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// Makes the signals that end a command call `handler`, which may only do what is async-signal-safe.
+pub fn forward(handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+    install(&FORWARDED, SigHandler::Handler(handler))
+}
+
+/// Makes these signals end this process again.
+pub fn stop_forwarding() -> io::Result<()> {
+    install(&FORWARDED, SigHandler::SigDfl)
 }
 
 /// How often the alarm rings, in microseconds.

@@ -11,8 +11,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid, getppid};
 
+use super::sandbox::{Entrance, Sandbox};
 use super::seccomp::Filter;
 
 /// A program ready to be started.
@@ -133,6 +134,7 @@ pub fn spawn(
     trace: Trace<'_>,
     confine: impl FnOnce() -> nix::Result<()>,
 ) -> io::Result<Pid> {
+    let parent = getpid();
     let arguments = pointers(&program.arguments);
     let environment = pointers(&program.environment);
     let mut stack = std::mem::take(&mut pipes.stack);
@@ -141,7 +143,7 @@ pub fn spawn(
         let pipes = &*pipes;
         let body = Box::new(|| {
             let Some(confine) = confine.take() else { return 127 };
-            let error = start(program, pipes, trace, confine, &arguments, &environment);
+            let error = start(program, pipes, trace, parent, confine, &arguments, &environment);
             pipes.failed.store(error as i32, Ordering::Relaxed);
             127
         });
@@ -159,13 +161,14 @@ fn start(
     program: &Program,
     pipes: &Pipes,
     trace: Trace<'_>,
+    parent: Pid,
     confine: impl FnOnce() -> nix::Result<()>,
     arguments: &[*const libc::c_char],
     environment: &[*const libc::c_char],
 ) -> Errno {
     let prepare = || -> nix::Result<()> {
         nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        end_with(parent)?;
         reset_signals()?;
         onto(pipes.null.as_fd(), 0)?;
         onto(pipes.stdout_in.as_fd(), 1)?;
@@ -188,6 +191,39 @@ fn start(
     // a null pointer; all live in `program`.
     unsafe { libc::execve(program.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     Errno::last()
+}
+
+/// Sees to it that this process ends when its parent does, even if that has ended already.
+///
+/// In a PID namespace of its own it can't tell, and need not: that namespace ends with the parent.
+fn end_with(parent: Pid) -> nix::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    match getppid() {
+        other if other == parent || other.as_raw() == 0 => Ok(()),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// Starts a command of the user's, in the sandbox if there is one; it ends with this process, which has one
+/// thread.
+pub fn command(
+    command: &mut std::process::Command,
+    sandbox: Option<&Sandbox>,
+) -> io::Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    let parent = getpid();
+    let mounts = sandbox.map(Sandbox::entrance).transpose()?;
+    let prepare = move || {
+        end_with(parent)?;
+        mounts.as_ref().map_or(Ok(()), Entrance::enter)?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only.
+    unsafe { command.pre_exec(prepare) };
+    match sandbox {
+        Some(sandbox) => sandbox.fork_inside(|| command.spawn())?,
+        None => command.spawn(),
+    }
 }
 
 fn onto(fd: BorrowedFd<'_>, number: i32) -> nix::Result<()> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::at_rest::HarmKind;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
@@ -63,7 +64,7 @@ impl All {
 pub fn run(
     options: &cli::Run,
     only: &[String],
-    tell: &mut dyn FnMut(&run::Request),
+    tell: &mut dyn FnMut(&run::Request) -> Result<()>,
 ) -> Result<All> {
     let mut options = options.clone();
     for name in only {
@@ -82,8 +83,8 @@ pub fn run(
         let one = match missing(&options, &scenario) {
             Some(why) => One::Skipped(why),
             None => {
-                let request = request(&meant(&options, scenario.fault))?;
-                tell(&request);
+                let request = request(&meant(&options, &scenario))?;
+                tell(&request)?;
                 match run::run(&request) {
                     Ok(report) => One::Ran(Box::new(report)),
                     Err(error) if error.status == ExitStatus::MachineLacks => {
@@ -103,8 +104,17 @@ pub fn run(
 }
 
 /// The options without those that are meant for other scenarios.
-fn meant(options: &cli::Run, fault: FaultKind) -> cli::Run {
-    let mut meant = options.clone();
+fn meant(options: &cli::Run, scenario: &Scenario) -> cli::Run {
+    let (mut meant, fault) = (options.clone(), scenario.fault);
+    if fault != FaultKind::Parted {
+        meant.about.broker = None;
+    }
+    if !scenario.ledger_moves_on {
+        meant.about.settle = None;
+    }
+    if !scenario.harms.contains(&HarmKind::Restored) {
+        meant.about.restore = None;
+    }
     if fault != FaultKind::PowerCut {
         meant.images_max = None;
     }

@@ -76,6 +76,8 @@ pub enum Action {
 pub enum Follows {
     /// All of them.
     All,
+    /// None.
+    Nothing,
     /// One kind.
     Call(Call),
     /// One family.

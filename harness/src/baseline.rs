@@ -15,6 +15,7 @@ use crate::inject::recorder::{Hesitates, Recorder};
 use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
+use crate::locate::locate;
 use crate::model::{self, Files, Node, NotModelled};
 use crate::op::{Effect, Op, Trace};
 use crate::os::enclosure;
@@ -69,7 +70,13 @@ pub fn learn(
     let mut command = command.clone();
     let mut rooms = [Runner::new(&command, &lab.room(0)?)?, Runner::new(&command, &lab.room(1)?)?];
     let before_first_save = try_before(&command, &mut rooms[0])?;
-    let first = first_run(name, &mut command, &mut rooms, &mut notes)?;
+    let first = match first_run(name, &mut command, &mut rooms, &mut notes) {
+        // Run once more to see where in its source it makes that call.
+        Err(error) if rooms[0].trespass.is_some() => {
+            return Err(locate(&command, lab).err().unwrap_or(error));
+        }
+        first => first?,
+    };
     command.inside = names_inside(&first);
     let command = &command;
     let state = choose_state(name, command, &first, &mut notes)?;
@@ -399,6 +406,7 @@ fn choose_state(
     }
     if !command.state.is_empty() {
         let given = StateFiles::given(&command.state)?;
+        few_enough(name, changed.iter().filter(|path| given.contains(path)).count())?;
         if changed.iter().any(|path| given.contains(path)) {
             return Ok(given);
         }
@@ -417,6 +425,7 @@ fn choose_state(
     if state.is_empty() {
         return Err(no_sites(name));
     }
+    few_enough(name, state.len())?;
     let list =
         |paths: &BTreeSet<PathBuf>| listed(paths.iter().map(|path| path.display().to_string()));
     let mut note = format!("state found: {}", list(&state));
@@ -425,6 +434,19 @@ fn choose_state(
     }
     notes.push(note);
     Ok(StateFiles::Found(state))
+}
+
+/// How many state files are judged at once.
+const STATE_FILES_MAX: usize = 1000;
+
+fn few_enough(name: &str, count: usize) -> Result<()> {
+    if count <= STATE_FILES_MAX {
+        return Ok(());
+    }
+    Err(Error::baseline(format!(
+        "`{name}` changes {count} files, and at most {STATE_FILES_MAX} state files are judged at once"
+    ))
+    .help("name those that matter with --state GLOB"))
 }
 
 /// A list of names, which may be long.

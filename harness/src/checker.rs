@@ -203,6 +203,8 @@ impl<'a> Checker<'a> {
         words.push(format!("--env={CALL_OF}={program}"));
         // A panic is an answer to a call that fails; to look all of its frames up would take longer than it.
         words.push("--env=RUST_BACKTRACE=0".to_owned());
+        // A replay needs these, and they are no secrets.
+        words.push(format!("--keep-env={CALL},{CALL_OF},RUST_BACKTRACE"));
         let shell = |role| {
             let call = [quoted(&told(role)), quoted(&program)];
             let rest = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");

@@ -79,8 +79,8 @@ impl Command {
 /// `crashtest run`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Run {
-    /// A built-in scenario, `all` of them, or the path of a scenario file
-    #[arg(long, default_value = "sigkill", value_name = "NAME|PATH")]
+    /// A built-in scenario, several separated by commas, `all` of them, or the path of a scenario file
+    #[arg(long, default_value = "sigkill", value_name = "NAME,...|PATH")]
     pub scenario: String,
     /// Built-in strategies to test, separated by commas, or `all` [default: the scenario's]
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "program")]
@@ -419,9 +419,13 @@ pub struct About {
     /// Directory that is copied into each trial directory first
     #[arg(long, value_name = "DIR", requires = "program")]
     pub init: Option<PathBuf>,
-    /// Environment variable for the program; may be given more than once
-    #[arg(long, value_name = "NAME=VALUE", requires = "program")]
+    /// Environment variable for the program; may be given more than once. Values are not written into results:
+    /// `replay` and `--resume` ask for them again
+    #[arg(long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
+    /// Write the values of these variables of --env into results, separated by commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "env")]
+    pub keep_env: Vec<String>,
     /// Insist on a sandbox, and follow what the program does outside its trial directory even if the baseline
     /// run writes nothing there. Without this option the sandbox is used wherever the machine has one
     #[arg(long, requires = "program")]
@@ -482,6 +486,9 @@ pub struct Replay {
     /// Where to keep the directory [default: a new one in the temporary directory]
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+    /// An environment variable that the program had in that run, and whose value was not kept
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
     /// Print the facts as JSON
     #[arg(long)]
     pub json: bool,

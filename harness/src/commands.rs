@@ -7,9 +7,11 @@ use crate::all::{self, ALL};
 use crate::audit::{Status, brief, examine, render};
 use crate::cli::{self, Cli, Listed};
 use crate::doctor;
+use crate::environment::Environment;
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
+use crate::inject::checks::quoted;
 use crate::lab;
 use crate::os::enclosure::{self, Role};
 use crate::os::process::Ended;
@@ -26,8 +28,10 @@ use crate::request::{command, command_name, request};
 use crate::results;
 use crate::run::{self, Request};
 use crate::scenario::{EMBEDDED, Scenario};
-use crate::showing::{self, json, print};
+use crate::showing::{self, json, print, say};
 use crate::source;
+use crate::subject::Subject;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Does what the command line asks for.
@@ -75,21 +79,31 @@ pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
 fn run(options: &cli::Run) -> Result<ExitStatus> {
     signals::catch_interrupts().context("catch Ctrl-C")?;
     let quiet = options.quiet || options.json;
-    let tell = |request: &Request| {
-        if !quiet {
-            eprintln!("{}", beginning(request));
-        }
-    };
+    let tell = |request: &Request| if quiet { Ok(()) } else { say(&beginning(request)) };
     let baseline = showing::baseline(&options.formats, &options.results.root)?;
-    let all = match options.scenario == ALL {
-        true => all::run(options, &[], &mut { tell })?,
-        false => {
+    let several = several(&options.scenario);
+    let all = match several.is_empty() {
+        false if several.iter().any(|name| name == ALL) => all::run(options, &[], &mut { tell })?,
+        false => all::run(options, &several, &mut { tell })?,
+        true => {
             let request = request(options)?;
-            tell(&request);
+            tell(&request)?;
+            if request.resume.is_some() {
+                // It is a file that says what runs now, and not the user's command line.
+                request.subjects.iter().try_for_each(|(_, one)| say(&about_to_run(one)))?;
+            }
             showing::alone(run::run(&request)?)
         }
     };
     showing::show(&all, &options.formats, options.json, baseline.as_ref())
+}
+
+/// The scenarios that are named, if these are all or several; a path may have commas in it.
+fn several(names: &str) -> Vec<String> {
+    match names.contains(',') && !Path::new(names).exists() || names == ALL {
+        true => names.split(',').map(|name| name.trim().to_owned()).collect(),
+        false => Vec::new(),
+    }
 }
 
 /// What is about to be run.
@@ -122,11 +136,8 @@ fn audit(options: &cli::Audit) -> Result<ExitStatus> {
         let hints = source::look(source)?;
         return print(&render::only_hints(&hints, source));
     }
-    let tell = |request: &Request| {
-        if !options.examined.quiet {
-            eprintln!("{}", beginning(request));
-        }
-    };
+    let tell =
+        |request: &Request| if options.examined.quiet { Ok(()) } else { say(&beginning(request)) };
     let audit = examine::audit(options, &mut { tell })?;
     let markdown = render::markdown(&audit);
     let json = serde_json::to_string_pretty(&audit).context("write the audit")?;
@@ -161,11 +172,7 @@ fn check(options: &cli::Check) -> Result<ExitStatus> {
     examined.usual = usual.into();
     examined.seed.get_or_insert(1);
     examined.drawn = Some(CHECKED_TRIALS);
-    let tell = |request: &Request| {
-        if !examined.quiet {
-            eprintln!("{}", beginning(request));
-        }
-    };
+    let tell = |request: &Request| if examined.quiet { Ok(()) } else { say(&beginning(request)) };
     let audit = examine::examine(&examined, Vec::new(), false, &mut { tell })?;
     match options.json {
         true => json(&audit)?,
@@ -200,7 +207,12 @@ fn shown(recording: &Recording) -> Result<String> {
 }
 
 fn replay(options: &cli::Replay) -> Result<ExitStatus> {
-    let replayed = replay::replay(&options.results.root, &options.id, options.keep.as_deref())?;
+    let given = Environment::parse(&options.env, &[])?;
+    let (root, keep) = (&options.results.root, options.keep.as_deref());
+    let mut said = Ok(());
+    let mut tell = |subject: &Subject| said = say(&about_to_run(subject));
+    let replayed = replay::replay(root, &options.id, keep, &given, &mut tell)?;
+    said?;
     if options.json {
         let json = serde_json::to_string_pretty(&replayed).context("write the facts")?;
         print(&format!("{json}\n"))?;
@@ -208,6 +220,30 @@ fn replay(options: &cli::Replay) -> Result<ExitStatus> {
         print(&report::replay::render(&replayed))?;
     }
     Ok(if replayed.again { ExitStatus::AsExpected } else { ExitStatus::Unexpected })
+}
+
+/// The command that a file of results names, before it is run.
+fn about_to_run(subject: &Subject) -> String {
+    match subject {
+        Subject::Command(command) => {
+            let words: Vec<_> = command.argv.iter().map(|word| quoted(word)).collect();
+            let own = [
+                (&command.check, "--check"),
+                (&command.recover, "--recover"),
+                (&command.restore, "--restore"),
+                (&command.broker, "--broker"),
+                (&command.settle, "--settle"),
+            ];
+            let own = own.into_iter().filter_map(|(text, option)| {
+                Some(format!("\n  {option} {}", escaped(&quoted(text.as_ref()?))))
+            });
+            format!("runs: {}{}", escaped(&words.join(" ")), own.collect::<String>())
+        }
+        Subject::BuiltIn { strategy, .. } => format!("runs the strategy {}", escaped(strategy)),
+        Subject::Recorded { file } => {
+            format!("reads the recording {}", escaped(&file.display().to_string()))
+        }
+    }
 }
 
 fn list_text(list: &cli::List) -> String {

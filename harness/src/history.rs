@@ -9,13 +9,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
+
 use crate::learner::Learner;
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
 use crate::template::Template;
 
-/// The bytes of the state files at one moment; a file that was not there is not in it.
-pub type States = BTreeMap<PathBuf, Arc<Reference>>;
+/// The bytes of the state files at one moment; a file that was not there is not in it. Two moments share what
+/// is the same in both, so that thousands of files in thousands of versions fit into memory.
+pub type States = imbl::OrdMap<PathBuf, Arc<Reference>>;
 
 /// What one state file holds in one version.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,6 +93,14 @@ pub enum Order {
     Open,
 }
 
+/// The files that two versions do not have in common.
+fn changed<'a>(before: &'a States, after: &'a States) -> impl Iterator<Item = PathBuf> + 'a {
+    before.diff(after).map(|item| match item {
+        DiffItem::Add(path, _) | DiffItem::Remove(path, _) => path.clone(),
+        DiffItem::Update { new: (path, _), .. } => path.clone(),
+    })
+}
+
 impl History {
     /// Learns the versions of the files that `is_state` selects.
     pub fn learn(
@@ -118,7 +129,7 @@ impl History {
             .into_iter()
             .map(|bytes| {
                 let reference = Arc::new(Reference { bytes, template: None });
-                BTreeMap::from([(file.to_owned(), reference)])
+                States::unit(file.to_owned(), reference)
             })
             .collect();
         Self {
@@ -175,22 +186,37 @@ impl History {
             self.repeats = Repeats::No;
             return;
         }
+        // Version by version only what is not as in the one before: all else was compared there.
+        let nothing = States::new();
+        let (mut mine_before, mut theirs_before) = (nothing.clone(), &nothing);
+        let mut confirmed = nothing.clone();
         for (mine, theirs) in self.versions.iter_mut().zip(&second.versions) {
-            if !mine.keys().eq(theirs.keys()) {
-                self.repeats = Repeats::No;
-                return;
-            }
-            for (reference, other) in mine.values_mut().zip(theirs.values()) {
-                if reference.bytes == other.bytes {
-                    continue;
-                }
-                let Some(template) = Template::learn(&reference.bytes, &other.bytes) else {
-                    self.repeats = Repeats::No;
-                    return;
+            let names: BTreeSet<PathBuf> =
+                changed(&mine_before, mine).chain(changed(theirs_before, theirs)).collect();
+            for name in names {
+                let (reference, other) = match (mine.get(&name), theirs.get(&name)) {
+                    (Some(reference), Some(other)) => (reference, other),
+                    (None, None) => {
+                        confirmed.remove(&name);
+                        continue;
+                    }
+                    _ => {
+                        self.repeats = Repeats::No;
+                        return;
+                    }
                 };
-                self.repeats = Repeats::InShape;
-                Arc::make_mut(reference).template = Some(template);
+                let mut reference = Arc::clone(reference);
+                if reference.bytes != other.bytes {
+                    let Some(template) = Template::learn(&reference.bytes, &other.bytes) else {
+                        self.repeats = Repeats::No;
+                        return;
+                    };
+                    self.repeats = Repeats::InShape;
+                    Arc::make_mut(&mut reference).template = Some(template);
+                }
+                confirmed.insert(name, reference);
             }
+            (mine_before, theirs_before) = (std::mem::replace(mine, confirmed.clone()), theirs);
         }
     }
 
@@ -291,7 +317,7 @@ impl History {
     /// All files that any version has.
     #[must_use]
     pub fn files(&self) -> BTreeSet<&PathBuf> {
-        self.versions.iter().flat_map(BTreeMap::keys).collect()
+        self.versions.iter().flat_map(States::keys).collect()
     }
 
     /// Whether every version of `file` is JSON.

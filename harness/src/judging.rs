@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::history::History;
+use crate::history::{History, States};
 use crate::oracle;
 use crate::outcome::Outcome;
 use crate::power::derive::{Distinct, Owing};
@@ -170,7 +170,7 @@ fn violations(
         Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
     };
     // Where nothing is left, as before the first save, the load rightly says so.
-    let begins = |version: usize| history.versions.get(version).is_some_and(BTreeMap::is_empty);
+    let begins = |version: usize| history.versions.get(version).is_some_and(States::is_empty);
     let nothing = begins(owed) || (outcome.survivor.files.is_empty() && begins(0));
     let counts = |violation: &&Violation| {
         promises.contains(&violation.kind.promise())

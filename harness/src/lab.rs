@@ -5,19 +5,21 @@
 //! which finds the lock of the base free.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use rand::TryRng;
 
 use crate::error::{Context, Error, Result};
 use crate::os::process;
+use crate::os::sandbox;
+use crate::tree::{Directory, Kind};
 
 const PREFIX: &str = "crashtest-lab-";
 const LOCK: &str = "crashtest-lab.lock";
@@ -121,14 +123,21 @@ fn tidy_up(mut told: impl Read) {
     // What was heard counts, even if reading fails.
     let _ = told.read_to_end(&mut paths);
     for path in paths.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
-        remove_base(Path::new(OsStr::from_bytes(path)), Duration::ZERO);
+        let (base, heard) = (Path::new(OsStr::from_bytes(path)), Instant::now());
+        // The last process of the run closes its files one after another, the lock among them.
+        while !remove_base(base, Duration::ZERO) && heard.elapsed() < LOCKED_MAX {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
+/// How long the janitor waits for the lock of a base.
+const LOCKED_MAX: Duration = Duration::from_secs(20);
+
 impl Drop for Lab {
     fn drop(&mut self) {
-        // The overlays of a sandbox leave directories without any permissions, at which the
-        // ordinary removal stops. What is still there after this is removed by the next run.
+        sandbox::release(self.path());
+        // What is still there after this is removed by the janitor.
         let _ = remove_tree(self.path());
     }
 }
@@ -138,6 +147,17 @@ pub fn room(base: &Path, worker: usize) -> Result<PathBuf> {
     let room = base.join(format!("w{worker:03}"));
     fs::create_dir_all(&room).context(format_args!("make {}", room.display()))?;
     Ok(room)
+}
+
+/// The room in which a path lies; the path itself, if it lies in none.
+#[must_use]
+pub fn room_of(path: &Path) -> PathBuf {
+    let is_base = |path: &&Path| {
+        path.parent()
+            .and_then(Path::file_name)
+            .is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
+    };
+    path.ancestors().find(is_base).unwrap_or(path).to_owned()
 }
 
 /// Memory if there is any to write to: fsync costs nothing there, and a kill leaves the same.
@@ -165,110 +185,72 @@ fn sweep(parent: &Path) {
 /// Another run may be about to lock a directory that it has just made.
 const WITHOUT_LOCK_AT_LEAST: Duration = Duration::from_secs(60);
 
-/// Removes a base that no run has locked. One without a lock is removed if it is empty and that old.
-fn remove_base(base: &Path, age: Duration) {
+/// Removes a base that no run has locked; says whether there is none left that could be removed. One without
+/// a lock is removed if it is empty and that old.
+fn remove_base(base: &Path, age: Duration) -> bool {
     if base.join(LOCK).is_file() {
-        if lock(&base.join(LOCK)).is_ok() {
-            let _ = remove_tree(base);
-        }
-        return;
+        return lock(&base.join(LOCK)).is_ok() && remove_tree(base).is_ok();
     }
     let old = fs::symlink_metadata(base)
         .and_then(|found| found.modified())
         .is_ok_and(|made| made.elapsed().is_ok_and(|passed| passed >= age));
-    if old {
-        let _ = fs::remove_dir(base);
-    }
+    !old || fs::remove_dir(base).is_ok() || !base.exists()
 }
 
-/// Removes a directory and all in it, directories without permissions too.
+/// Removes a directory and all in it; one that is not there is no error.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    let Some(name) = path.file_name() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match Directory::open(parent.unwrap_or(Path::new("."))) {
+        Ok(parent) => parent.remove(name).or_else(gone),
+        Err(error) => gone(error),
     }
-}
-
-/// Removes everything below `path` that is no directory.
-pub fn remove_files(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_files(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// Removes everything in `directory` but the entry of that name.
 pub fn empty(directory: &Path, kept: Option<&OsStr>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if Some(&*entry.file_name()) == kept {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+    let directory = Directory::open(directory)?;
+    directory
+        .names()?
+        .iter()
+        .filter(|name| Some(&***name) != kept)
+        .try_for_each(|name| directory.remove(name))
 }
 
-/// Makes `path` and all directories below it readable and writable for their owner.
-pub fn open_up(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
+/// Removes everything below `path` that is no directory.
+pub fn remove_files(path: &Path) -> io::Result<()> {
+    Directory::open(path)?.remove_files()
 }
 
 /// The regular files in a tree.
 pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            files.extend(self::files(&entry.path())?);
-        } else if kind.is_file() {
-            files.push(entry.path());
+    Directory::open(path)?.each(&mut |_, below, _, kind| {
+        if kind == Kind::File {
+            files.push(path.join(below));
         }
-    }
+        Ok(())
+    })?;
     Ok(files)
 }
 
-/// Copies the regular files, directories and symbolic links below `from` into `to`.
+/// Copies the regular files, directories and symbolic links below `from` into `to`, which is made.
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            copy_tree(&source, &target)?;
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
-        } else if kind.is_file() {
-            fs::copy(&source, &target)?;
-        }
-    }
-    Ok(())
+    // The user may name a directory by a link.
+    let from = fs::canonicalize(from)?;
+    Directory::open(&from)?.copy_into(&Directory::open(to)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,7 @@
 //! In a test of your own, [`check`] is all that you need. The modules are in three layers: the vocabulary (plain data), the decisions (pure functions)
 //! and the effects. ARCHITECTURE.md has the map.
 
+pub mod environment;
 pub mod errno;
 pub mod error;
 pub mod exit_status;
@@ -56,6 +57,7 @@ pub mod suggest;
 pub mod sweep;
 pub mod tally;
 pub mod template;
+pub mod tree;
 pub mod unsynced;
 
 pub mod audit;

@@ -10,6 +10,7 @@ use crate::assemble::{self, Found, Recalled, Refused};
 use crate::error::{Context, Error, Result};
 use crate::lab;
 use crate::planned::Plan;
+use crate::report::harmless::escaped;
 use crate::report::{Report, Row};
 use crate::results::{self, RunDirectory};
 use crate::run;
@@ -112,6 +113,12 @@ fn merge_into(directory: &RunDirectory, plan: &Plan, parts: &[Part], all: bool) 
         rows(plan, parts, &mut |line| log.write_all(line).context("keep an outcome"))?;
     log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
     for id in named(&rows) {
+        if !results::is_id(id) {
+            let what = format!("`{}` is no id of a violation", escaped(id));
+            return Err(
+                Error::usage(what).help("the results were changed by hand; run the scenario again")
+            );
+        }
         let from = parts.iter().map(|part| part.directory.violation(id)).find(|path| path.is_dir());
         let Some(from) = from else { continue };
         let to = directory.violation(id);

@@ -167,6 +167,22 @@ impl Family {
 }
 
 impl Call {
+    /// Whether the call is given a path, by which it changes a file or a name.
+    #[must_use]
+    pub fn names_a_file(self) -> bool {
+        matches!(
+            self,
+            Self::Open
+                | Self::Truncate
+                | Self::Rename
+                | Self::Link
+                | Self::Symlink
+                | Self::Unlink
+                | Self::Mkdir
+                | Self::Rmdir
+        )
+    }
+
     /// Its family.
     #[must_use]
     pub fn family(self) -> Family {

@@ -12,7 +12,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, getpid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +39,8 @@ pub type Job<'a, A> = Box<dyn Work<Answer = A> + 'a>;
 /// nothing.
 const RANGE_TARGET: Duration = Duration::from_millis(40);
 const RANGE_MAX: u64 = 4096;
+/// How long workers may go on with what they have begun when the run is interrupted.
+const STOP_MAX: Duration = Duration::from_millis(1500);
 /// How many ranges a worker has in hand, so that it never waits for the next.
 const IN_HAND: usize = 2;
 
@@ -81,6 +85,7 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
             let (answers, answers_in) = io::pipe().context("make a pipe")?;
             let earlier = &mut pool.workers;
             let mut ends = Some((commands_out, answers_in, commands, answers));
+            let coordinator = getpid();
             let pid = process::fork_child(|| {
                 let Some((commands_out, answers_in, commands, answers)) = ends.take() else {
                     return 1;
@@ -88,7 +93,7 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
                 // The other ends must live in the coordinator alone, or nobody sees it end.
                 drop((commands, answers));
                 earlier.clear();
-                let served = serve(index, pin, commands_out, answers_in, &make);
+                let served = serve(coordinator, (index, pin), commands_out, answers_in, &make);
                 i32::from(served.is_err())
             })
             .context("fork a worker")?;
@@ -116,8 +121,13 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
         each: &mut dyn FnMut(A, &[u8]) -> Result<()>,
         tick: &mut dyn FnMut(),
     ) -> Result<Completion> {
+        let mut stopping: Option<Instant> = None;
         loop {
             let stop = signals::interrupted();
+            if stop && stopping.get_or_insert_with(Instant::now).elapsed() >= STOP_MAX {
+                self.kill_workers();
+                return Ok(Completion::Interrupted);
+            }
             if !stop {
                 for worker in &mut self.workers {
                     worker.fill(next);
@@ -128,6 +138,9 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
             }
             for index in self.ready()? {
                 self.workers[index].listen(each)?;
+            }
+            for worker in &self.workers {
+                worker.keep_going();
             }
             tick();
         }
@@ -157,6 +170,14 @@ impl<A: Serialize + DeserializeOwned> Pool<A> {
         );
         progress.into_inner().finish();
         completion
+    }
+
+    /// Ends workers that take too long to come to an end; what they are about is not kept.
+    fn kill_workers(&mut self) {
+        for worker in &mut self.workers {
+            // All that it has started ends with it.
+            let _ = kill(worker.pid, Signal::SIGKILL);
+        }
     }
 
     /// The workers that have something to say, after at most a fifth of a second.
@@ -218,6 +239,14 @@ impl Worker {
         }
     }
 
+    /// Lets it go on if a program has stopped it.
+    fn keep_going(&self) {
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+        if let Ok(WaitStatus::Stopped(pid, _)) = waitid(Id::Pid(self.pid), flags) {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+    }
+
     fn range_done(&mut self) {
         let Some((range, started)) = self.in_hand.pop_front() else { return };
         let now = Instant::now();
@@ -253,8 +282,8 @@ impl<A> Drop for Pool<A> {
 
 /// The life of a worker.
 fn serve<'a, A: Serialize + DeserializeOwned>(
-    index: usize,
-    pin: bool,
+    coordinator: Pid,
+    (index, pin): (usize, bool),
     mut commands: PipeReader,
     answers: PipeWriter,
     make: &impl Fn(usize) -> Result<Job<'a, A>>,
@@ -262,7 +291,7 @@ fn serve<'a, A: Serialize + DeserializeOwned>(
     let mut out = BufWriter::with_capacity(1 << 16, answers);
     let lost = "write to the coordinator";
     // While a subject runs nobody reads the commands: this is how its worker hears of the end.
-    let prepared = signals::notice_orphaning()
+    let prepared = signals::notice_orphaning(coordinator)
         .and_then(|()| signals::ignore_interrupts())
         .and_then(|()| if pin { process::pin_to_cpu(index) } else { Ok(()) })
         .context("prepare a worker");
@@ -340,8 +369,6 @@ fn parse_error(line: &[u8]) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-
     use super::*;
 
     #[test]

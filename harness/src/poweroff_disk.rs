@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::fault::{FaultKind, PowerCut};
 use crate::file_system::FileSystem;
 use crate::lab::{self, Lab};
-use crate::os::mount;
+use crate::os::{enclosure, mount, sandbox};
 use crate::planned::Plan;
 use crate::pool::{Completion, Job, Pool};
 use crate::results::RunDirectory;
@@ -64,7 +64,11 @@ impl Disks {
         // the server must have none of a disk that it serves: if it were the last to end, it would wait for
         // itself.
         mount::make_private().context("have mounts of its own")?;
-        let place = lab::room(lab, index)?.join("disk");
+        let room = lab::room(lab, index)?;
+        if enclosure::refused().is_none() {
+            sandbox::share(&room).context("share a mount")?;
+        }
+        let place = room.join("disk");
         fs::create_dir_all(&place).context(format_args!("make {}", place.display()))?;
         let slot = u32::try_from(index).unwrap_or(0);
         let disk = |slot| Ok::<_, Error>(Disk::new(self.server.client()?, slot, place.clone()));

@@ -4,6 +4,8 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use crate::showing::say;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 const QUIET_EVERY: Duration = Duration::from_secs(30);
@@ -76,10 +78,11 @@ impl Progress {
                 let seconds = self.started.elapsed().as_secs().max(1);
                 let rate = self.done / seconds;
                 let left = self.total.saturating_sub(self.done) / rate.max(1);
-                eprintln!(
+                // A line that can't be written is no result.
+                let _ = say(&format!(
                     "{} of {} trials after {seconds} s, {rate} a second, some {left} s left, {} violations",
                     self.done, self.total, self.failed
-                );
+                ));
             }
             Shown::Lines { .. } => {}
         }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::error::{Context, Error, Result};
 use crate::model::{Files, Node};
 use crate::op::{ByteOffset, Call, Effect, Op, Trace};
+use crate::tree;
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
@@ -218,7 +219,7 @@ impl Recording {
 
     /// Reads one; errors name `file` and the line.
     pub fn read(file: &Path) -> Result<Self> {
-        let bytes = std::fs::read(file).map_err(|error| {
+        let bytes = tree::read_named(file, tree::RECORDING_BYTES_MAX).map_err(|error| {
             Error::usage(format!("cannot read the recording {}: {error}", file.display()))
         })?;
         Self::parse(&file.display().to_string(), &bytes)
@@ -249,6 +250,18 @@ impl Recording {
     }
 }
 
+/// How large the files of a recording may get together.
+const FILES_BYTES_MAX: u64 = 1 << 30;
+
+/// A path in a recording becomes one in a directory of ours: it must not lead out of that.
+fn checked(place: &str, path: &Path) -> Result<()> {
+    // What lies elsewhere has an absolute path, and is never written to.
+    match path.components().any(|one| one == Component::ParentDir) {
+        true => Err(damaged(place, "a path in it leads out of its directory")),
+        false => Ok(()),
+    }
+}
+
 fn damaged(place: &str, what: &str) -> Error {
     Error::usage(format!("{place}: {what}")).help("record the program again")
 }
@@ -270,6 +283,9 @@ struct Reader {
     before: Files,
     trace: Trace,
     ended: bool,
+    /// How large each file gets, and all of them.
+    sizes: BTreeMap<PathBuf, u64>,
+    bytes: u64,
 }
 
 impl Reader {
@@ -281,7 +297,8 @@ impl Reader {
                     .help(format!("this crashtest reads version {VERSION}; record again")));
             }
             Line::Recording { kernel, command, state, ended, .. } if index == 0 => {
-                let state = state.into_iter().map(PathBuf::from).collect();
+                let state: BTreeSet<_> = state.into_iter().map(PathBuf::from).collect();
+                state.iter().try_for_each(|path| checked(place, path))?;
                 self.head = Some((command, kernel, state, ended));
             }
             _ if index == 0 => return Err(damaged(place, "a recording begins otherwise")),
@@ -305,14 +322,30 @@ impl Reader {
                     Before::Symlink(target) => Node::Symlink(target.into()),
                     Before::Directory => Node::Directory,
                 };
-                self.before.insert(path.into(), node);
+                let path = PathBuf::from(path);
+                checked(place, &path)?;
+                if let Node::File(bytes) = &node {
+                    self.grow(place, &path, bytes.len() as u64)?;
+                }
+                self.before.insert(path, node);
             }
             Line::Op { n, thread, call, nth, effect, result, flags } => {
                 if n != self.trace.ops.len() {
                     return Err(damaged(place, "an op is missing before this one"));
                 }
                 let effect = effect_of(effect, |hash| self.content(place, hash))?;
-                self.trace.ops.push(Op { call, nth, effect, result, thread, flags });
+                let op = Op { call, nth, effect, result, thread, flags };
+                op.paths().try_for_each(|path| checked(place, path))?;
+                let end = match &op.effect {
+                    Effect::Write { offset, data, .. } => {
+                        offset.0.saturating_add(data.len() as u64)
+                    }
+                    Effect::Truncate { length, .. } => length.0,
+                    Effect::Fallocate { offset, length, .. } => offset.0.saturating_add(length.0),
+                    _ => 0,
+                };
+                self.grow(place, op.effect.path(), end)?;
+                self.trace.ops.push(op);
             }
             Line::Ack { after_ops, said, .. } => {
                 let before = self.trace.acks.last().copied().unwrap_or(0);
@@ -325,6 +358,17 @@ impl Reader {
             Line::End { .. } => self.ended = true,
         }
         Ok(())
+    }
+
+    /// Counts how large the files get, which are all kept in memory.
+    fn grow(&mut self, place: &str, path: &Path, end: u64) -> Result<()> {
+        let known = self.sizes.entry(path.to_owned()).or_default();
+        self.bytes += end.saturating_sub(*known);
+        *known = end.max(*known);
+        match self.bytes > FILES_BYTES_MAX {
+            true => Err(damaged(place, "its files get larger than 1 GiB in all")),
+            false => Ok(()),
+        }
     }
 
     fn content(&self, place: &str, hash: &str) -> Result<Vec<u8>> {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::cutter::{Cutter, Likeness};
+use crate::environment::Environment;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, FaultKind, Injection, PowerCut, PowerLoss};
 use crate::history::History;
@@ -20,11 +21,13 @@ use crate::power::explain::Explanation;
 use crate::poweroff_disk::{self, Disks};
 use crate::prepare;
 use crate::recorded::{self, Again};
+use crate::request;
 use crate::results::{self, Kept};
 use crate::run::Request;
 use crate::second::{self, Shown};
 use crate::subject::{About, Kind, Prepared, Subject};
 use crate::sweep::Depth;
+use crate::tree;
 use crate::trial::Trial;
 use crate::verdict::{Verdict, Violation, ViolationKind};
 use crate::volume::Volume;
@@ -80,8 +83,19 @@ pub struct ReplayedFile {
 }
 
 /// Runs the trial called `id` again and keeps the directory in `keep`, or in a new one.
-pub fn replay(root: &Path, id: &str, keep: Option<&Path>) -> Result<Replayed> {
-    let (kept, survivor) = results::find_kept(root, id)?;
+///
+/// `given` has the values of the program's variables, which are not kept; `tell` is shown what is about to run.
+pub fn replay(
+    root: &Path,
+    id: &str,
+    keep: Option<&Path>,
+    given: &Environment,
+    tell: &mut dyn FnMut(&Subject),
+) -> Result<Replayed> {
+    let (mut kept, survivor) = results::find_kept(root, id)?;
+    request::supply(&mut kept.subject, given)?;
+    tell(&kept.subject);
+    let kept = kept;
     let lab = Lab::new(None)?;
     let kind = kept.trial.fault.kind();
     match &kept.trial.fault {
@@ -292,7 +306,7 @@ fn files(outcome: &Outcome, history: &History, survivor: &Path) -> Vec<ReplayedF
                 Some(Content::Bytes(bytes)) => Some(bytes.clone()),
                 Some(Content::Other(_)) | None => None,
             };
-            let kept = fs::read(survivor.join(path.strip_prefix("/").unwrap_or(path))).ok();
+            let kept = tree::read_below(survivor, path.strip_prefix("/").unwrap_or(path)).ok();
             let versions = history.versions.iter().enumerate().skip(owed).take(2);
             let expected = versions
                 .filter_map(|(n, version)| Some((n, version.get(path)?.bytes.clone())))

@@ -1,7 +1,7 @@
 //! From the options of `run` to what is asked for: the scenario's word, unless the command line says
 //! otherwise; what makes no sense is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crashtest_targets::Strategy;
 
@@ -9,6 +9,7 @@ use crate::asked::Asked;
 use crate::at_rest::HarmKind;
 use crate::cli::{self, ThenArg};
 use crate::disk::plan::Cutting;
+use crate::environment::{Environment, without_values};
 use crate::error::{Context, Error, Result};
 use crate::fault::FaultKind;
 use crate::file_system::FileSystem;
@@ -17,8 +18,10 @@ use crate::power::profile::Profile;
 use crate::poweroff::Power;
 use crate::results::RunDirectory;
 use crate::run::{Place, Request};
+use crate::sandbox;
 use crate::scenario::Scenario;
 use crate::shard::{self, Shard};
+use crate::showing::say;
 use crate::subject::{Command, Limits, Live, Subject};
 use crate::suggest;
 use crate::sweep::{Depth, Reach};
@@ -49,18 +52,26 @@ pub fn request(options: &cli::Run) -> Result<Request> {
         keep: options.keep,
     };
     let words = std::env::args_os();
-    let command_line = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let command_line = without_values(words, &options.about.keep_env);
     if let Some(name) = &options.resume {
         let directory = RunDirectory::open(&options.results.root, name)?;
         let plan = directory.read_plan()?;
+        let mut subjects: Vec<_> = plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect();
+        let given = Environment::parse(&options.about.env, &[])?;
+        subjects.iter_mut().try_for_each(|(_, subject)| supply(subject, &given))?;
         return Ok(Request {
             asked: plan.asked,
-            subjects: plan.subjects.into_iter().map(|s| (s.name, s.subject)).collect(),
+            subjects,
             command_line: plan.command_line,
             place,
             resume: Some(directory),
             shard: plan.shard,
         });
+    }
+    if options.program.is_empty() && !options.about.env.is_empty() {
+        return Err(Error::usage("--env is for a program, or for a run that goes on")
+            .help("give the program after `--`, or --resume RUN"));
     }
     let mut scenario = Scenario::find(&options.scenario)?;
     scenario.saves = options.saves.unwrap_or(scenario.saves);
@@ -92,6 +103,14 @@ pub fn request(options: &cli::Run) -> Result<Request> {
     };
     let shard = shard(options, fault)?;
     Ok(Request { asked, subjects, command_line, place, resume: None, shard })
+}
+
+/// Gives a subject from a file the values of its variables, which are not kept there.
+pub fn supply(subject: &mut Subject, given: &Environment) -> Result<()> {
+    match subject {
+        Subject::Command(command) => command.env.supply(given, |name| std::env::var(name).ok()),
+        Subject::BuiltIn { .. } | Subject::Recorded { .. } => Ok(()),
+    }
 }
 
 /// Which part of the run this is: as the command line says, or else the environment.
@@ -144,6 +163,7 @@ fn subjects(options: &cli::Run, scenario: &Scenario) -> Result<Subjects> {
         if let Some((what, help)) = unknown(&options.about, scenario) {
             return Err(Error::usage(what).help(help));
         }
+        useless(&options.about, scenario)?;
         if command.ack.is_none()
             && !scenario.fault.is_power()
             && scenario.fault != FaultKind::AtRest
@@ -194,6 +214,26 @@ pub fn unknown(about: &cli::About, scenario: &Scenario) -> Option<(&'static str,
         "how the program is restored is not known",
         "say it with --restore 'CMD {backup}'",
     ))
+}
+
+/// Refuses what is said of a program and no trial of the scenario asks for.
+fn useless(about: &cli::About, scenario: &Scenario) -> Result<()> {
+    let (parted, at_rest) =
+        (scenario.fault == FaultKind::Parted, scenario.fault == FaultKind::AtRest);
+    let restored = scenario.harms.contains(&HarmKind::Restored);
+    let given = [
+        (about.broker.is_some() && !parted, "--broker", "disconnect or stale"),
+        (about.settle.is_some() && !scenario.ledger_moves_on, "--settle", "stale"),
+        (about.restore.is_some() && !(at_rest && restored), "--restore", "restore"),
+    ];
+    match given.into_iter().find(|(is, ..)| *is) {
+        None => Ok(()),
+        Some((_, option, other)) => {
+            let name = &scenario.name;
+            Err(Error::usage(format!("{option} has no meaning in the scenario `{name}`"))
+                .help(format!("use the scenario {other}")))
+        }
+    }
 }
 
 /// How many trials there shall be; none for a whole sweep.
@@ -266,7 +306,7 @@ fn reach(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Re
         let size = bytes(size)?;
         let rounded = size.next_multiple_of(BLOCK_BYTES);
         if rounded != size && !options.quiet && !options.json {
-            eprintln!("note: {size} bytes are rounded up to {} blocks", rounded / BLOCK_BYTES);
+            say(&format!("note: {size} bytes are rounded up to {} blocks", rounded / BLOCK_BYTES))?;
         }
         reach.fs_bytes = Some(rounded);
     }
@@ -500,13 +540,16 @@ fn built_ins(options: &cli::Run, scenario: &Scenario) -> Result<Vec<(String, Sub
 /// A program, with what is known about it.
 pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
     let default = Limits::default();
-    let mut env = BTreeMap::new();
-    for pair in &about.env {
-        let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(Error::usage(format!("`--env {pair}` is not NAME=VALUE")));
-        };
-        env.insert(name.to_owned(), value.to_owned());
+    if about.timeout == Some(0) || about.max_data == Some(0) || about.max_processes == Some(0) {
+        return Err(Error::usage("a limit of 0 lets no program run")
+            .help("give --timeout, --max-data and --max-processes 1 or more"));
     }
+    if let Some(init) = &about.init
+        && !init.is_dir()
+    {
+        return Err(Error::usage(format!("--init {} is not a directory", init.display())));
+    }
+    sandbox::let_through(&about.allow_write)?;
     Ok(Command {
         argv: program.to_vec(),
         state: about.state.clone(),
@@ -519,7 +562,7 @@ pub fn command(about: &cli::About, program: &[String]) -> Result<Command> {
         schema: about.schema.clone(),
         invariants: about.invariant.clone(),
         init: about.init.clone(),
-        env,
+        env: Environment::parse(&about.env, &about.keep_env)?,
         sandbox: about.sandbox,
         allow_write: about.allow_write.clone(),
         limits: Limits {

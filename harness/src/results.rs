@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -24,6 +24,7 @@ use crate::report::Report;
 use crate::shard::Shard;
 use crate::subject::Subject;
 use crate::sweep::Reach;
+use crate::tree::{self, Directory};
 use crate::trial::Trial;
 use crate::verdict::{Promise, Violation};
 
@@ -146,6 +147,12 @@ impl RunDirectory {
         &self.path
     }
 
+    /// Where the outcomes are kept.
+    #[must_use]
+    pub fn outcomes(&self) -> PathBuf {
+        self.path.join(OUTCOMES)
+    }
+
     /// Keeps the plan.
     pub fn write_plan(&self, plan: &Plan) -> Result<()> {
         let seal = plan.sealed();
@@ -166,6 +173,7 @@ impl RunDirectory {
     /// Lets a run that has said something go on: what came of its trials must be as it was written, and what it
     /// said does not hold any more.
     pub fn go_on(&self) -> Result<()> {
+        self.tidy();
         if !self.has_report() {
             return Ok(());
         }
@@ -178,6 +186,18 @@ impl RunDirectory {
         }
         let path = self.path.join(REPORT);
         fs::remove_file(&path).context(format_args!("remove {}", path.display()))
+    }
+
+    /// Removes files that a killed run was about to write.
+    pub fn tidy(&self) {
+        let violations = fs::read_dir(self.path.join(VIOLATIONS)).into_iter().flatten().flatten();
+        let places = violations.map(|entry| entry.path()).chain([self.path.clone()]);
+        for entry in places.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()) {
+            if entry.file_name().to_string_lossy().ends_with(&format!(".{TEMPORARY}")) {
+                // It is of no use, and in nobody's way.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Keeps the report.
@@ -201,7 +221,7 @@ impl RunDirectory {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         for name in [OUTCOMES, UNITS] {
             let path = self.path.join(name);
-            let mut file = match File::open(&path) {
+            let mut file = match tree::open_named(&path) {
                 Ok(file) => BufReader::with_capacity(1 << 18, file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error).context(format_args!("read {}", path.display())),
@@ -288,18 +308,29 @@ impl RunDirectory {
         mut each: impl FnMut(T, &[u8]) -> Result<()>,
     ) -> Result<u64> {
         let path = self.path.join(name);
-        let file = match File::open(&path) {
+        let file = match tree::open_named(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(error).context(format_args!("open {}", path.display())),
+            Err(error) => {
+                return Err(Error::usage(format!("cannot read {}: {error}", path.display())));
+            }
         };
         let mut lines = BufReader::with_capacity(1 << 18, &file);
         let (mut line, mut number, mut whole) = (Vec::new(), 0_u64, 0_u64);
         loop {
             line.clear();
-            let count = lines
+            let count = (&mut lines)
+                .take(LINE_BYTES_MAX)
                 .read_until(b'\n', &mut line)
                 .context(format_args!("read {}", path.display()))?;
+            if count as u64 == LINE_BYTES_MAX {
+                return Err(Error::usage(format!(
+                    "{}:{}: a line is too long",
+                    path.display(),
+                    number + 1
+                ))
+                .help("the file was changed by hand; start the run anew"));
+            }
             if line.last() != Some(&b'\n') {
                 // The run was killed while it wrote this line, or this is the end.
                 return Ok(whole);
@@ -314,10 +345,11 @@ impl RunDirectory {
         }
     }
 
-    /// Where a violation is kept.
+    /// Where a violation is kept. An id that is none, from a file that was changed, names a directory that is
+    /// never there.
     #[must_use]
     pub fn violation(&self, id: &str) -> PathBuf {
-        self.path.join(VIOLATIONS).join(id)
+        self.path.join(VIOLATIONS).join(if is_id(id) { id } else { "(no id)" })
     }
 
     /// Where the whole directory of a kept violation is kept, if it is.
@@ -330,16 +362,17 @@ impl RunDirectory {
     pub fn keep(&self, kept: &Kept, outcome: &Outcome) -> Result<()> {
         let directory = self.violation(&kept.id);
         let survivor = directory.join(SURVIVOR);
-        fs::create_dir_all(&survivor).context(format_args!("make {}", survivor.display()))?;
-        for (file, content) in &outcome.survivor.files {
-            let Content::Bytes(bytes) = content else { continue };
-            // Absolute paths, of a sandboxed subject, are kept below the directory too.
-            let path = survivor.join(file.strip_prefix("/").unwrap_or(file));
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).context(format_args!("make {}", parent.display()))?;
+        let keep = || -> io::Result<()> {
+            fs::create_dir_all(&survivor)?;
+            let place = Directory::open(&survivor)?;
+            for (file, content) in &outcome.survivor.files {
+                let Content::Bytes(bytes) = content else { continue };
+                // Absolute paths, of what a sandbox has redirected, are kept below the directory too.
+                place.write(file.strip_prefix("/").unwrap_or(file), bytes)?;
             }
-            fs::write(&path, bytes).context(format_args!("write {}", path.display()))?;
-        }
+            Ok(())
+        };
+        keep().map_err(|error| unkept(&survivor, &error))?;
         write_json(&directory.join(VIOLATION), kept)
     }
 }
@@ -399,18 +432,50 @@ pub fn runs(root: &Path) -> Vec<PathBuf> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let save = || -> io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
-        let mut temp = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer_pretty(io::BufWriter::new(&mut temp), value)?;
-        temp.write_all(b"\n")?;
-        temp.as_file().sync_all()?;
-        temp.persist(path)?;
+        // A name of its own: what a killed run leaves is replaced by the next that writes this file.
+        let temporary = path.with_extension(TEMPORARY);
+        let _ = fs::remove_file(&temporary);
+        let mut file = io::BufWriter::new(File::create_new(&temporary)?);
+        serde_json::to_writer_pretty(&mut file, value)?;
+        file.write_all(b"\n")?;
+        file.into_inner()?.sync_all()?;
+        fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
     };
-    save().context(format_args!("write {}", path.display()))
+    save().map_err(|error| unkept(path, &error))
+}
+
+/// What a file is called until all of it is there.
+const TEMPORARY: &str = "json.tmp";
+
+/// The error of results that can't be kept.
+pub fn unkept(path: &Path, error: &io::Error) -> Error {
+    let run = path.ancestors().find(|path| path.join(PLAN).is_file());
+    let name = run.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    let cannot = Error::lacking(format!("cannot write {}: {error}", path.display()));
+    match name {
+        Some(name) => cannot.help(format!(
+            "make space there; then `crashtest run --resume {name}` goes on with it"
+        )),
+        None => cannot.help("make space there, or keep results elsewhere with --results DIR"),
+    }
+}
+
+/// The longest file with one JSON value that is read.
+const JSON_BYTES_MAX: u64 = 1 << 30;
+/// The longest line of a log that is read.
+const LINE_BYTES_MAX: u64 = 256 << 20;
+
+/// Whether a text can be the id of a violation: it becomes the name of a directory.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=64).contains(&text.len()) && text.chars().all(plain)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path).context(format_args!("read {}", path.display()))?;
+    let bytes = tree::read_named(path, JSON_BYTES_MAX)
+        .map_err(|error| Error::usage(format!("cannot read {}: {error}", path.display())))?;
     let found = serde_json::from_slice::<Schema>(&bytes).map(|version| version.schema);
     match (serde_json::from_slice(&bytes), found) {
         (Ok(value), Ok(SCHEMA)) => Ok(value),

@@ -10,7 +10,7 @@ use crate::asked::Asked;
 use crate::assemble::{self, Found, Unit};
 use crate::books::Books;
 use crate::disk::plan::Cutting;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::exhaustive::Exhausted;
 use crate::exit_status::ExitStatus;
 use crate::fault::{FaultKind, PowerCut};
@@ -31,6 +31,7 @@ use crate::report::{MODEL, Report, Row};
 use crate::results::{self, Kept, RunDirectory, SCHEMA};
 use crate::scenario::Scenario;
 use crate::shard::Shard;
+use crate::showing::say;
 use crate::subject::{Prepared, Subject};
 use crate::trial::Trial;
 use crate::verdict::Violation;
@@ -193,12 +194,12 @@ fn prepare_all(
             (one.before, one.trace, one.twin) = (Files::default(), Trace::default(), None);
         }
         if request.place.verbose {
-            eprintln!(
+            say(&format!(
                 "{name}: the unbroken run made {} ops and wrote {} bytes in {:.3} ms",
                 one.sites.sites.len(),
                 one.sites.bytes(),
                 Duration::from_micros(one.sites.duration_us).as_secs_f64() * 1000.0
-            );
+            ))?;
         }
         prepared.push(one);
     }
@@ -277,6 +278,7 @@ fn trials(
     let progress = RefCell::new(Progress::new(agenda.left(), request.place.quiet));
     let agenda = RefCell::new(agenda);
     let (mut fresh, started) = (0, Instant::now());
+    let unkept = |error: &std::io::Error| results::unkept(&directory.outcomes(), error);
     let completion = pool.run(
         &mut |count| agenda.borrow_mut().next(count),
         &mut |record, line| {
@@ -284,7 +286,7 @@ fn trials(
             agenda.borrow_mut().heard(&record);
             progress.borrow_mut().count(matches!(record.verdict, Brief::Violated(_)));
             books.enter(&record);
-            log.borrow_mut().0.write_all(line).context("keep an outcome")
+            log.borrow_mut().0.write_all(line).map_err(|error| unkept(&error))
         },
         &mut || {
             let (log, flushed) = &mut *log.borrow_mut();
@@ -303,7 +305,7 @@ fn trials(
     );
     let elapsed = started.elapsed();
     let (mut log, _) = log.into_inner();
-    log.flush().and_then(|()| log.get_ref().sync_all()).context("keep the outcomes")?;
+    log.flush().and_then(|()| log.get_ref().sync_all()).map_err(|error| unkept(&error))?;
     progress.into_inner().finish();
     Ok(Done { completion: completion?, elapsed, trials: fresh })
 }
@@ -356,10 +358,11 @@ fn power_rows(
     let own = (0..assemble::units(plan)).filter(|n| plan.shard.owns(*n));
     let todo: Vec<u64> = own.filter(|n| !found.contains_key(n)).collect();
     let mut log = directory.append_units()?;
+    let unkept = |error: &std::io::Error| results::unkept(&directory.outcomes(), error);
     let mut keep = |unit: u64, one: Found| {
         let unit = Unit { unit, found: one };
-        serde_json::to_writer(&mut log, &unit).context("keep what was found")?;
-        log.write_all(b"\n").context("keep what was found")?;
+        let written = serde_json::to_writer(&mut log, &unit).map_err(std::io::Error::from);
+        written.and_then(|()| log.write_all(b"\n")).map_err(|error| unkept(&error))?;
         found.insert(unit.unit, unit.found);
         Ok(())
     };
@@ -392,7 +395,7 @@ fn power_rows(
             }
         }
     }
-    log.flush().and_then(|()| log.get_ref().sync_all()).context("keep what was found")?;
+    log.flush().and_then(|()| log.get_ref().sync_all()).map_err(|error| unkept(&error))?;
     let rows = assemble::power_rows(plan, found);
     let trials = rows.iter().map(|row| row.tally.trials()).sum();
     Ok((rows, Done { completion, elapsed: started.elapsed(), trials }))

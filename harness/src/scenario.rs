@@ -16,6 +16,7 @@ use crate::poweroff::Power;
 use crate::suggest;
 use crate::sweep::Reach;
 use crate::tally::Tally;
+use crate::tree;
 use crate::verdict::Promise;
 
 /// The scenarios that are built into the command: name and TOML.
@@ -120,13 +121,13 @@ impl Scenario {
             return Self::parse(&format!("{name}.toml"), text);
         }
         let names = EMBEDDED.map(|(embedded, _)| embedded);
-        let is_path = name.ends_with(".toml") || Path::new(name).is_file();
+        let is_path = name.ends_with(".toml") || name.contains('/') || Path::new(name).is_file();
         if !is_path {
             let error = Error::usage(format!("there is no scenario `{name}`"));
             let names = names.into_iter().chain([crate::all::ALL]);
             return Err(error.help(suggest::among(name, names)));
         }
-        match std::fs::read_to_string(name) {
+        match tree::read_text(Path::new(name), tree::TEXT_BYTES_MAX) {
             Ok(text) => Self::parse(name, &text),
             Err(error) => Err(Error::usage(format!("cannot read the scenario {name}: {error}"))
                 .help(format!("the built-in ones are {}", names.join(", ")))),
@@ -169,6 +170,14 @@ impl Scenario {
                 at("state_bytes")
             ))
             .help(format!("use {range} bytes")));
+        }
+        let largest = usize::try_from(self.saves)
+            .ok()
+            .and_then(|saves| saves.checked_add(1)?.checked_mul(self.growth_bytes))
+            .and_then(|grown| grown.checked_add(self.state_bytes));
+        if largest.is_none_or(|bytes| bytes > STATE_BYTES_MAX) {
+            return Err(Error::usage(format!("{}: the state grows too large", at("growth_bytes")))
+                .help(format!("let the last state have at most {STATE_BYTES_MAX} bytes")));
         }
         if self.trials == Some(0) || self.saves == 0 {
             let key = if self.saves == 0 { "saves" } else { "trials" };

@@ -1,7 +1,7 @@
 //! A loss of power in the recovery: what the subject does with a survivor is recorded, and explored
 //! in its turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,9 +54,12 @@ pub fn recovery(
         Ok(history) => history,
         Err(NotModelled(why)) => return Ok(Shown::Unknown(why)),
     };
-    for reference in history.versions.iter_mut().flat_map(BTreeMap::values_mut) {
-        let settled = prepared.settled_bytes(&reference.bytes).to_vec();
-        *reference = Arc::new(Reference { bytes: settled, template: None });
+    for version in &mut history.versions {
+        let settle = |(path, reference): (&PathBuf, &Arc<Reference>)| {
+            let bytes = prepared.settled_bytes(&reference.bytes).to_vec();
+            (path.clone(), Arc::new(Reference { bytes, template: None }))
+        };
+        *version = version.iter().map(settle).collect();
     }
     if ended {
         trace.acks.push(trace.ops.len());

@@ -10,20 +10,30 @@ use crate::compare::{self, Comparison};
 use crate::error::{Context, Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::merge;
+use crate::os::process;
 use crate::page;
 use crate::report::harmless::harmless;
 use crate::report::layout::Screen;
 use crate::report::{self, Report, github, html, junit, summary, table};
 use crate::results::{self, RunDirectory, SCHEMA};
+use crate::tree;
 
-/// Prints to stdout; a reader that has gone away is no error.
+/// Prints to stdout. Where the reader has gone away, ends the command as any other tool ends.
 pub fn print(text: &str) -> Result<ExitStatus> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(error).context("write to stdout")
-        }
-        _ => Ok(ExitStatus::AsExpected),
+    put(&mut std::io::stdout().lock(), text, "stdout").map(|()| ExitStatus::AsExpected)
+}
+
+/// Prints a line to stderr, as [`print`] does.
+pub fn say(line: &str) -> Result<()> {
+    put(&mut std::io::stderr().lock(), &format!("{line}\n"), "stderr")
+}
+
+fn put(to: &mut dyn Write, text: &str, name: &str) -> Result<()> {
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => process::end_by_pipe(),
+        Err(error) => Err(Error::lacking(format!("cannot write to {name}: {error}"))
+            .help("results are kept all the same: see `crashtest list runs`")),
     }
 }
 
@@ -71,7 +81,7 @@ pub fn show(
         (false, [(_, One::Ran(report))]) => {
             let report = harmless(&**report)?;
             print(&table::render(&report, Screen::of_stdout()))?;
-            eprintln!("{}", table::how(&report));
+            say(&table::how(&report))?;
         }
         (false, _) => {
             print(&report::all::render(&harmless(all)?, Screen::of_stdout()))?;
@@ -93,10 +103,7 @@ pub fn show(
 fn beside(as_json: bool, text: &str) -> Result<()> {
     match as_json {
         false => print(text).map(|_| ()),
-        true => {
-            eprint!("{text}");
-            Ok(())
-        }
+        true => say(text.trim_end_matches('\n')),
     }
 }
 
@@ -182,6 +189,9 @@ pub fn compare(options: &cli::Compare) -> Result<ExitStatus> {
     })
 }
 
+/// The longest report that is read.
+const REPORT_BYTES_MAX: u64 = 1 << 30;
+
 /// An earlier report: a file with what `--json` printed, or a kept run.
 fn read(name: &str, root: &Path) -> Result<All> {
     let path = Path::new(name);
@@ -193,7 +203,8 @@ fn read(name: &str, root: &Path) -> Result<All> {
         })?;
         return merge::read(run).map(alone);
     }
-    let text = fs::read(path).context(format_args!("read {name}"))?;
+    let text = tree::read_named(path, REPORT_BYTES_MAX)
+        .map_err(|error| Error::usage(format!("cannot read {name}: {error}")))?;
     let damaged = |error: serde_json::Error| {
         Error::usage(format!("{name} is no report of this crashtest: {error}"))
             .help("write it anew with `crashtest run --json`")

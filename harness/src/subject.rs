@@ -8,6 +8,7 @@ use crashtest_targets::{BotState, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::at_rest::Rest;
+use crate::environment::Environment;
 use crate::history::History;
 use crate::model::Files;
 use crate::op::Trace;
@@ -87,7 +88,7 @@ pub struct Command {
     /// A directory that is copied into each trial directory before the run.
     pub init: Option<PathBuf>,
     /// Added to the environment.
-    pub env: BTreeMap<String, String>,
+    pub env: Environment,
     /// Whether what it does outside the trial directory is followed, too.
     pub sandbox: bool,
     /// Globs of files and directories outside the trial directory that it may write to.

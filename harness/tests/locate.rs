@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{node, python, targets};
+use crashtest::environment::Environment;
 use crashtest::lab::Lab;
 use crashtest::locate::{Located, locate};
 use crashtest::op::{Call, Op};
@@ -77,7 +78,8 @@ fn threads_and_what_the_machine_runs_at_the_start_are_told_apart() {
         os.rmdir('yes')\n";
     fs::write(&file, text).unwrap();
     let file = file.display().to_string();
-    let environment = [("PYTHONPATH".to_owned(), own.display().to_string())].into();
+    let pair = format!("PYTHONPATH={}", own.display());
+    let environment = Environment::parse(&[pair], &[]).unwrap();
     let command =
         Command { argv: vec![python, file.clone()], env: environment, ..Command::default() };
     let located = locate(&command, &Lab::new(None).unwrap()).unwrap();

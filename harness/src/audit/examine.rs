@@ -32,7 +32,7 @@ use crate::subject::{Prepared, Subject};
 const RECOMMENDED: &str = "managed";
 
 /// Audits what the command line names; `tell` hears of each scenario before it begins.
-pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request)) -> Result<Audit> {
+pub fn audit(options: &cli::Audit, tell: &mut dyn FnMut(&Request) -> Result<()>) -> Result<Audit> {
     let hints = options.source.as_deref().map(source::look).transpose()?.unwrap_or_default();
     let strategy = options.strategy.clone().into_iter().collect();
     Ok(Audit { hints, ..examine(&options.examined, strategy, true, tell)? })
@@ -43,7 +43,7 @@ pub fn examine(
     options: &cli::Examined,
     strategy: Vec<String>,
     compare: bool,
-    tell: &mut dyn FnMut(&Request),
+    tell: &mut dyn FnMut(&Request) -> Result<()>,
 ) -> Result<Audit> {
     let mut wanted = wanted(options, strategy)?;
     let only = if options.scenario.is_empty() { &options.usual } else { &options.scenario };

@@ -309,13 +309,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::history::Reference;
+    use crate::history::{Reference, States};
 
     #[test]
     fn what_a_load_prints_is_found_among_the_versions_or_their_members() {
         let version = |text: &str| {
             let bytes = text.as_bytes().to_vec();
-            BTreeMap::from([(PathBuf::from("s"), Arc::new(Reference { bytes, template: None }))])
+            States::unit(PathBuf::from("s"), Arc::new(Reference { bytes, template: None }))
         };
         let versions = [version(r#"{"a":1}"#), version(r#"{"crc":7,"state":{"a":2}}"#)];
         assert_eq!(said_version(br#" {"a": 1}"#, &versions), Loaded::Version(0));

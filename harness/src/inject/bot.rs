@@ -56,9 +56,9 @@ impl Bot {
         for argument in &mut command.argv {
             *argument = argument.replace("{broker}", &address);
         }
-        command.env.insert("CRASHTEST_BROKER".to_owned(), address.clone());
+        command.env.insert("CRASHTEST_BROKER", address.clone());
         let ledger = place.display().to_string();
-        command.env.insert("CRASHTEST_LEDGER".to_owned(), ledger);
+        command.env.insert("CRASHTEST_LEDGER", ledger);
         let runner = Runner::new(&command, room)?;
         let root = runner.scope.root.clone();
         let shell = |text: &String| {
@@ -134,12 +134,14 @@ impl Bot {
             let ended = loop {
                 let ended = process::wait_at_most(child, LOOK_EVERY)?;
                 told = line.says_kill();
-                if ended.is_some() || !matches!(told, Ok(false)) || started.elapsed() >= timeout {
+                let over = started.elapsed() >= timeout || signals::ends();
+                if ended.is_some() || !matches!(told, Ok(false)) || over {
                     break ended;
                 }
                 runner.output.drain()?;
             };
             process::end_descendants()?;
+            runner.sandbox().map_or(Ok(()), |sandbox| sandbox.end_all())?;
             runner.output.drain()?;
             Ok(ended)
         });

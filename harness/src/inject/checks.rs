@@ -17,6 +17,7 @@ use crate::os::signals;
 use crate::os::spawn;
 use crate::outcome::{Check, CheckKind, Content, Survivor};
 use crate::subject::Command;
+use crate::tree;
 
 /// The checks of one subject, ready to be run.
 pub struct Checks {
@@ -77,7 +78,8 @@ impl Checks {
 fn schema(path: &Path) -> Result<Box<dyn JsonCheck>> {
     let wrong =
         |why: String| Error::usage(format!("cannot use the schema {}: {why}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let bytes =
+        tree::read_named(path, tree::TEXT_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
     let value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
     let schema = jsonschema::validator_for(&value).map_err(|error| wrong(error.to_string()))?;
     Ok(Box::new(schema))
@@ -284,6 +286,9 @@ impl Shell {
             Ok(ended)
         })
         .context(format_args!("run `{}`", self.text))?;
+        if signals::interrupted() {
+            return Err(Error::interrupted());
+        }
         let said = match ended {
             None => Said::Hung,
             Some(Ended::Status(0)) => Said::Yes,

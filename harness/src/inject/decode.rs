@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::guard::Guard;
 use super::transfer::vector;
 use crate::errno::Shown;
 use crate::model;
@@ -80,6 +81,8 @@ pub struct Scope {
     pub root: PathBuf,
     /// Whether files elsewhere matter too: the sandbox redirects what is written to them.
     pub everywhere: bool,
+    /// What stops the program from changing files elsewhere, where there is no sandbox.
+    pub guard: Option<Guard>,
 }
 
 impl Scope {
@@ -485,6 +488,12 @@ fn plain(call: Call, effect: Effect) -> Asked {
 }
 
 impl Asked {
+    /// A call of which no more is known.
+    #[must_use]
+    pub fn unknown(call: Call) -> Self {
+        plain(call, Effect::Sync { path: PathBuf::new() })
+    }
+
     /// Whether what it writes is on disk when it returns.
     #[must_use]
     pub fn synchronous(&self) -> bool {
@@ -522,7 +531,7 @@ mod tests {
 
     #[test]
     fn only_what_lies_in_the_trial_directory_matters_unless_a_sandbox_catches_all() {
-        let mut scope = Scope { root: "/t".into(), everywhere: false };
+        let mut scope = Scope { root: "/t".into(), everywhere: false, guard: None };
         assert_eq!(scope.place(Path::new("/t/s")), Some("s".into()));
         assert_eq!(scope.place(Path::new("/tmp/s")), None);
         scope.everywhere = true;

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 use super::armed_storage::{ACCOUNT, ACK, Account, ArmedStorage, HERE, tell_byte};
 use crate::error::{Context, Error, Result};
 use crate::fault::Fault;
-use crate::os::process::{Ended, fork_briefly, fork_child, wait_for};
+use crate::os::process::{Ended, die_with, fork_briefly, fork_child, wait_for};
 use crate::outcome::Exit;
 use crate::subject::BuiltIn;
 
@@ -63,8 +63,12 @@ impl Hand {
         let (replies, answer) = io::pipe().context("make a pipe")?;
         let mut theirs = Some((orders, answer));
         let mut ours = Some((commands, replies));
+        let worker = getpid();
         let pid = fork_child(|| {
             drop(ours.take());
+            if die_with(worker).is_err() {
+                return 1;
+            }
             match theirs.take() {
                 Some((orders, answer)) => i32::from(serve(subject, orders, answer).is_err()),
                 None => 1,
@@ -144,7 +148,6 @@ impl Drop for Hand {
 fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> io::Result<()> {
     let (mut told, tell) = io::pipe()?;
     fcntl(&told, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     let room = std::env::current_dir()?;
     let slots: Vec<_> = (0..TOGETHER_MAX).map(|index| room.join(slot_name(index))).collect();
     // An order is smaller than what a pipe takes at once, so it comes at once.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crashtest_targets::{Disk, Origin};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 use super::Injector;
 use super::builtin::Slot;
@@ -22,7 +22,8 @@ use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
 use crate::meeting::{self, Meeting, Second, Then};
-use crate::os::process::{self, Ended, fork_child, wait_at_most, wait_for};
+use crate::os::process::{self, Ended, die_with, fork_child, wait_at_most, wait_for};
+use crate::os::signals;
 use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Survivor};
 use crate::subject::{BuiltIn, Command, Kind, Prepared};
 
@@ -176,12 +177,19 @@ impl Child {
     fn fork(body: impl FnOnce(PipeReader, PipeWriter) -> bool) -> io::Result<Self> {
         let (hears, go) = io::pipe()?;
         let (said, says) = io::pipe()?;
-        let mut body = Some((body, hears, says));
-        let pid = fork_child(|| match body.take() {
-            Some((body, hears, says)) => i32::from(!body(hears, says)),
-            None => 1,
+        let mut theirs = Some((body, hears, says));
+        let mut ours = Some((go, said));
+        let worker = getpid();
+        let pid = fork_child(|| {
+            // A child that kept the end by which it is told to go on would wait for itself.
+            drop(ours.take());
+            match (die_with(worker), theirs.take()) {
+                (Ok(()), Some((body, hears, says))) => i32::from(!body(hears, says)),
+                _ => 1,
+            }
         })?;
-        drop(body);
+        drop(theirs);
+        let (go, said) = ours.ok_or_else(|| io::Error::other("the pipes of a child are gone"))?;
         Ok(Self { pid, go, said, acks: 0 })
     }
 
@@ -374,7 +382,7 @@ impl Observer for Comes<'_> {
         while Instant::now() < until {
             ended = wait_at_most(child, LOOK_EVERY).context("wait for the second process")?;
             self.second.output.drain().context("read what the second process prints")?;
-            if ended.is_some() {
+            if ended.is_some() || signals::ends() {
                 break;
             }
         }

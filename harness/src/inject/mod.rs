@@ -10,6 +10,7 @@ use crate::op::Trace;
 use crate::outcome::{Check, Outcome, Recovery, Step, Survivor};
 use crate::power::survivor::Node;
 use crate::subject::{About, Kind, Prepared};
+use crate::tree::Directory;
 use crate::volume::Volume;
 
 pub mod armed_storage;
@@ -20,6 +21,7 @@ pub mod builtin_recorder;
 pub mod checks;
 pub mod command;
 pub mod decode;
+pub mod guard;
 pub mod hand;
 pub mod line;
 pub mod live;
@@ -54,17 +56,17 @@ impl Left {
 
     /// Puts everything into `directory`, which is empty.
     pub fn unfold(&self, directory: &Path) -> std::io::Result<()> {
+        let directory = Directory::open(directory)?;
         // Directories come before what is in them.
         for (path, node) in &self.directory {
             // What lies outside is not ours to change.
             if path.is_absolute() {
                 continue;
             }
-            let path = directory.join(path);
             match node {
-                Node::Directory => std::fs::create_dir_all(path)?,
-                Node::Symlink(target) => std::os::unix::fs::symlink(target, path)?,
-                Node::File(bytes) => std::fs::write(path, bytes)?,
+                Node::Directory => directory.make_all(path).map(drop)?,
+                Node::Symlink(target) => directory.symlink(target, path)?,
+                Node::File(bytes) => directory.write(path, bytes)?,
             }
         }
         Ok(())

@@ -57,6 +57,8 @@ pub struct Recorder<'a> {
     seen: HashMap<i32, Vec<Frame>>,
     /// Of each op what the witness has seen, if there is one.
     pub stacks: Vec<Vec<Frame>>,
+    /// Where the program was when it was stopped at a call that it must not make.
+    pub trespassed_at: Option<Frame>,
 }
 
 /// A file that may change without a call.
@@ -155,6 +157,7 @@ impl<'a> Recorder<'a> {
             witness: None,
             seen: HashMap::new(),
             stacks: Vec::new(),
+            trespassed_at: None,
             counts: HashMap::new(),
             data_bytes: 0,
             enough_acks_at: None,
@@ -315,6 +318,13 @@ impl Watcher for Recorder<'_> {
         self.trace.said.extend_from_slice(&self.counter.said()[known..]);
         if self.counter.acks() >= self.acks_of_a_run() {
             self.enough_acks_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn trespasses(&mut self, thread: &Stopped) {
+        if let Some(witness) = &mut self.witness {
+            let asked = Asked::unknown(Call::Open);
+            self.trespassed_at = witness.look(&asked, thread).into_iter().next();
         }
     }
 

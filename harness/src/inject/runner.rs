@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
+use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,15 +15,18 @@ use nix::unistd::Pid;
 use regex::bytes::Regex;
 
 use super::checks::quoted;
-use super::decode::{Scope, is_cache};
+use super::decode::{Asked, Scope, is_cache};
+use super::guard::{Guard, MORE_CALLS, Trespass};
 use super::output::Output;
-use super::tracer::{Bounds, Ran, Tracer, Watcher};
-use crate::armed::Follows;
+use super::tracer::{Bounds, How, Ran, Tracer, Unfollowed, Watcher};
+use crate::armed::{Action, Follows};
 use crate::command_line;
 use crate::error::{Context, Error, Result};
 use crate::lab;
 use crate::model;
+use crate::os::enclosure;
 use crate::os::process::{self, Ended};
+use crate::os::ptrace::Stopped;
 use crate::os::sandbox::{self, Sandbox};
 use crate::os::seccomp::Filter;
 use crate::os::signals;
@@ -30,6 +34,7 @@ use crate::os::spawn::{self, Pipes, Program, Trace};
 use crate::outcome::{Content, Survivor};
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
+use crate::tree::{Directory, Kind};
 
 /// Starts one program in one room.
 pub struct Runner {
@@ -47,6 +52,8 @@ pub struct Runner {
     /// run.
     pub outside: BTreeMap<PathBuf, Vec<u8>>,
     keep: Option<PathBuf>,
+    /// The call at which the guard has stopped the program in the last run, if it has.
+    pub trespass: Option<Trespass>,
 }
 
 /// How long what a program left running may go on after it.
@@ -83,6 +90,10 @@ impl Runner {
         process::keep_memory();
         signals::interrupt_by_alarm().context("catch the alarm")?;
         let sandbox = sandbox::of_room(room, &command.allow_write, command.limits.data_bytes)?;
+        let guard = match sandbox {
+            Some(_) => None,
+            None => Some(Guard::new(&root, &command.allow_write)?),
+        };
         Ok(Self {
             sandbox,
             outside: BTreeMap::new(),
@@ -91,7 +102,8 @@ impl Runner {
             init: command.init.clone(),
             limits: command.limits,
             output: Output::new(ack).context("make pipes")?,
-            scope: Scope { root, everywhere: command.sandbox },
+            scope: Scope { root, everywhere: command.sandbox, guard },
+            trespass: None,
             filters: HashMap::new(),
         })
     }
@@ -118,7 +130,8 @@ impl Runner {
         follows: Follows,
         bound: Bound,
     ) -> Result<Ran> {
-        let filter = self.filters.entry(follows).or_insert_with(|| Filter::new(follows));
+        let guarded = self.scope.guard.is_some().then_some(MORE_CALLS);
+        let filter = self.filters.entry(follows).or_insert_with(|| Filter::new(follows, guarded));
         let bounds = Bounds {
             deadline: Instant::now() + bound.timeout,
             processes: self.limits.processes,
@@ -135,7 +148,22 @@ impl Runner {
         let ran = process::adopt_orphans(|| signals::with_alarm(|| tracer.run()))
             .context("follow the program")?;
         self.started()?;
-        ran
+        let ran = ran?;
+        self.trespass.clone_from(&ran.trespass);
+        match &ran.trespass {
+            Some(trespass) => Err(trespass.error(None)),
+            None => Ok(ran),
+        }
+    }
+
+    /// As [`Runner::plain`], but where there is a guard: it must see the calls that name a file.
+    fn guarded(&mut self, timeout: Duration) -> Result<Plain> {
+        let bound = Bound { timeout, grace: Duration::ZERO };
+        let ran = self.traced(&mut Unwatched, Follows::Nothing, bound)?;
+        Ok(match ran.how {
+            How::Ended(ended) => Plain::Ended(ended),
+            How::Struck | How::Enough | How::TimedOut | How::TooMany => Plain::TimedOut,
+        })
     }
 
     /// Starts the program in the directory as it is, without tracing.
@@ -146,6 +174,9 @@ impl Runner {
 
     /// Runs the program without tracing; with `kill_after`, kills it then.
     pub fn plain(&mut self, kill_after: Option<Duration>, timeout: Duration) -> Result<Plain> {
+        if self.scope.guard.is_some() && kill_after.is_none() {
+            return self.guarded(timeout);
+        }
         let started = Instant::now();
         let ran = process::adopt_orphans(|| {
             let child = self.start()?;
@@ -153,7 +184,7 @@ impl Runner {
             let ended = loop {
                 let left = limit.saturating_sub(started.elapsed());
                 let ended = process::wait_at_most(child, left.min(DRAIN_EVERY))?;
-                if ended.is_some() || started.elapsed() >= limit {
+                if ended.is_some() || started.elapsed() >= limit || signals::ends() {
                     break ended;
                 }
                 self.output.drain()?;
@@ -165,6 +196,9 @@ impl Runner {
             Ok((child, ended, descendants))
         });
         let (child, ended, descendants) = ran.context("run the program")?;
+        if signals::interrupted() {
+            return Err(Error::interrupted());
+        }
         self.started()?;
         Ok(match (ended, kill_after) {
             (Some(ended), _) => Plain::Ended(ended),
@@ -252,15 +286,10 @@ impl Runner {
         let mut survivor = Survivor::default();
         let limit = self.limits.data_bytes;
         match collect(root, Path::new(""), state, limit, &mut survivor) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                survivor = Survivor::default();
-                lab::open_up(root)
-                    .and_then(|()| collect(root, Path::new(""), state, limit, &mut survivor))
-            }
             // The program removed its own directory: nothing is left.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }?;
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
         if let (Some(sandbox), true) = (&self.sandbox, self.scope.everywhere) {
             self.outside(sandbox, state, &mut survivor)?;
         }
@@ -323,6 +352,7 @@ fn start(
     }
 }
 
+/// Collects what lies below `root`; `below` is put before the paths.
 fn collect(
     root: &Path,
     below: &Path,
@@ -330,63 +360,98 @@ fn collect(
     limit: u64,
     survivor: &mut Survivor,
 ) -> io::Result<()> {
-    for entry in fs::read_dir(root.join(below.strip_prefix("/").unwrap_or(below)))? {
-        let entry = entry?;
-        let path = below.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            collect(root, &path, state, limit, survivor)?;
+    let (mut count, mut left) = (0, limit);
+    Directory::open(root)?.each(&mut |directory, path, name, kind| {
+        count += 1;
+        if count > ENTRIES_MAX {
+            let what = format!("it holds more than {ENTRIES_MAX} files");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let path = below.join(path);
+        if kind == Kind::Directory {
             if let StateFiles::Found(files) = state
                 && files.contains(&path)
             {
                 survivor.files.insert(path, Content::Other("a directory".to_owned()));
             }
         } else if state.contains(&path) {
-            if let Some(content) = content(&entry.path(), limit) {
-                survivor.files.insert(path, content);
+            let content = match kind {
+                Kind::Link => linked(root, directory, name, left),
+                _ => Some(content(directory, name, left)),
+            };
+            if let Some(Content::Bytes(bytes)) = &content {
+                left -= bytes.len() as u64;
             }
+            survivor.files.extend(content.map(|content| (path, content)));
         } else {
             survivor.others.push(path);
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-/// What a name holds; `None` when it is a symbolic link that leads nowhere.
-fn content(path: &Path, limit: u64) -> Option<Content> {
-    // Symbolic links are followed, as the program's own load does.
-    let found = match fs::metadata(path) {
+/// How many names a program may leave.
+const ENTRIES_MAX: usize = 200_000;
+
+/// What a symbolic link in the tree leads to, as the program's own load would find it; `None` when it leads
+/// nowhere. What lies outside the tree is not looked at.
+fn linked(root: &Path, directory: &Directory, name: &OsStr, limit: u64) -> Option<Content> {
+    let target = directory.link(name).unwrap_or_default();
+    let here = directory.path().ok()?;
+    let found = match fs::canonicalize(here.join(&target)) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(Content::Other(format!("not readable: {error}"))),
     };
-    Some(if found.is_dir() {
-        Content::Other("a directory".to_owned())
-    } else if !found.is_file() {
-        Content::Other("no regular file".to_owned())
-    } else if found.len() > limit {
-        Content::Other(format!("{} bytes long, more than is read", found.len()))
-    } else {
-        bytes(path, &found)
+    let inside = fs::canonicalize(root).is_ok_and(|root| found.starts_with(root));
+    let (true, Some(parent), Some(name)) = (inside, found.parent(), found.file_name()) else {
+        let what = format!("a link to {}, outside the trial directory", target.display());
+        return Some(Content::Other(what));
+    };
+    Some(match Directory::open(parent) {
+        Ok(parent) => content(&parent, name, limit),
+        Err(error) => Content::Other(format!("not readable: {error}")),
     })
 }
 
-/// The bytes of a regular file, even if its mode says that it is not to be read.
-fn bytes(path: &Path, found: &fs::Metadata) -> Content {
-    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-    let read = match fs::read(path) {
-        Err(error) if denied(&error) => {
-            let opened = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
-            opened.and_then(|()| fs::read(path))
-        }
-        other => other,
-    };
-    match read {
-        Ok(bytes) => Content::Bytes(bytes),
-        Err(error) => {
-            let mode = found.permissions().mode() & 0o7777;
-            Content::Other(format!("not readable (mode {mode:o}): {error}"))
-        }
+/// What a name holds that is no symbolic link.
+fn content(directory: &Directory, name: &OsStr, limit: u64) -> Content {
+    let other = |what: &str| Content::Other(what.to_owned());
+    match directory.kind(name) {
+        Ok(Kind::File) => {}
+        Ok(Kind::Directory) => return other("a directory"),
+        Ok(Kind::Link | Kind::Other { .. }) => return other("no regular file"),
+        Err(error) => return Content::Other(format!("not readable: {error}")),
     }
+    let read = directory.read(name).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        if length > limit {
+            return Ok(Err(length));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Ok(bytes))
+    });
+    match read {
+        Ok(Ok(bytes)) => Content::Bytes(bytes),
+        Ok(Err(length)) => Content::Other(format!("{length} bytes long, more than is read")),
+        Err(error) => Content::Other(format!("not readable: {error}")),
+    }
+}
+
+/// Watches nothing: only the guard looks.
+struct Unwatched;
+
+impl Watcher for Unwatched {
+    fn asked(&mut self, _asked: &Asked, _thread: &Stopped) -> Action {
+        Action::Pass
+    }
+
+    fn wants_results(&self) -> bool {
+        false
+    }
+
+    fn unfollowed(&mut self, _what: Unfollowed) {}
 }
 
 fn cannot_trace(error: &io::Error) -> Error {
@@ -449,6 +514,8 @@ pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString
         .filter(|(name, _)| name != "OLDPWD")
         .chain(own)
         .chain([("CRASHTEST_CWD".into(), here.into())])
+        // Without a sandbox Python must not put compiled modules beside the user's.
+        .chain(enclosure::refused().map(|_| ("PYTHONDONTWRITEBYTECODE".into(), "1".into())))
         .chain(given)
         .collect();
     set.into_iter().collect()

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 
 use super::decode::{self, Asked, Detail, Scope};
+use super::guard::Trespass;
 use super::output::Output;
 use super::transfer::{self, Undo};
 use crate::armed::{Action, Then};
@@ -38,6 +39,8 @@ pub trait Watcher {
     fn detail(&self) -> Detail {
         Detail::Place
     }
+    /// A thread is about to make a call that it must not make; it is the last of the run.
+    fn trespasses(&mut self, _thread: &Stopped) {}
     /// A call has returned. Cut calls are reported too.
     fn done(&mut self, _done: Done<'_>) {}
     /// The program is about to print this.
@@ -92,6 +95,8 @@ pub struct Ran {
 
     /// How many processes were still running when the program itself had ended.
     pub stragglers: usize,
+    /// The call that it was stopped at since it would have changed a file elsewhere.
+    pub trespass: Option<Trespass>,
 }
 
 /// How a program itself ended.
@@ -149,6 +154,7 @@ pub struct Tracer<'a, W: Watcher> {
     stragglers: usize,
     /// What went wrong in the harness itself.
     failed: Option<Error>,
+    trespass: Option<Trespass>,
 }
 
 impl<'a, W: Watcher> Tracer<'a, W> {
@@ -176,6 +182,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             verdict: None,
             stragglers: 0,
             failed: None,
+            trespass: None,
         }
     }
 
@@ -208,7 +215,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             (None, Some(ended)) => How::Ended(ended),
             (None, None) => return Err(io::Error::other("the program ended unseen")),
         };
-        Ok(Ok(Ran { how, stragglers: self.stragglers }))
+        Ok(Ok(Ran { how, stragglers: self.stragglers, trespass: self.trespass }))
     }
 
     fn tick(&mut self) -> io::Result<()> {
@@ -317,7 +324,16 @@ impl<'a, W: Watcher> Tracer<'a, W> {
         let CallInfo::Entry { data, number, arguments } = stopped.call_info()? else {
             return stopped.resume(Run::On, 0);
         };
+        if let (Some(guard), seccomp::STORAGE | seccomp::GUARDED) = (&self.scope.guard, data)
+            && let Some(trespass) = guard.look(&stopped, number, arguments)?
+        {
+            self.watcher.trespasses(&stopped);
+            self.trespass = Some(trespass);
+            self.end(How::Enough);
+            return Ok(());
+        }
         match data {
+            seccomp::GUARDED => return stopped.resume(Run::On, 0),
             seccomp::IO_URING => {
                 self.watcher.unfollowed(Unfollowed::IoUring);
                 stopped.skip_call(-i64::from(libc::ENOSYS))?;

@@ -63,9 +63,13 @@ pub struct Located {
 }
 
 impl Located {
-    /// Leaves out what the hooks have written themselves, where all that a program writes is recorded.
-    fn forget(&mut self, hooks: &[&Path]) {
-        let of_program = |op: &Op| !hooks.iter().any(|hooks| op.effect.path().starts_with(hooks));
+    /// Leaves out what the hooks have written themselves, and what the baseline run leaves out.
+    fn forget(&mut self, hooks: &Path) {
+        let of_hooks = |op: &Op| op.effect.path().starts_with(hooks);
+        let outside = |op: &&Op| op.effect.path().is_absolute() && !of_hooks(op);
+        let changes = self.trace.ops.iter().filter(outside).any(Op::changes);
+        // As in the baseline run: what it only opens elsewhere is no op of it.
+        let of_program = |op: &Op| !of_hooks(op) && (changes || op.effect.path().is_relative());
         let kept: Vec<bool> = self.trace.ops.iter().map(of_program).collect();
         for ack in &mut self.trace.acks {
             *ack = kept.iter().take(*ack).filter(|kept| **kept).count();
@@ -95,22 +99,24 @@ impl Located {
     }
 }
 
-/// Where the hooks of a program lie that sees nothing but its directory and what came with the machine.
-const INSIDE: &str = ".crashtest-hooks";
-
 /// Runs a program once more in its own directory of the lab, and finds where it makes its calls.
 pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
     let room = lab.room(0)?;
     let root = room.join("dir");
-    let hooks = if command.sandbox { root.join(INSIDE) } else { lab.path().join("hooks") };
+    // In the room, which the sandbox shows as it is.
+    let hooks = room.join("hooks");
     let mut command = command.clone();
     prepend(&mut command, "PYTHONPATH", &hooks.display().to_string(), ":");
     let require = format!("--require \"{}\"", hooks.join(node::HOOK.0).display());
     prepend(&mut command, "NODE_OPTIONS", &require, " ");
     let frames = hooks.join(node::FRAMES);
-    command.env.insert("CRASHTEST_FRAMES".to_owned(), frames.display().to_string());
+    command.env.insert("CRASHTEST_FRAMES", frames.display().to_string());
     let mut runner = Runner::new(&command, &room)?;
     runner.reset()?;
+    runner.scope.everywhere = runner.sandbox().is_some();
+    if let Some(guard) = &mut runner.scope.guard {
+        guard.allow(&hooks);
+    }
     write_hooks(&hooks).context(format_args!("write below {}", hooks.display()))?;
     let scope = runner.scope.clone();
     let pattern = command.ack.as_deref().map(ack_pattern).transpose()?;
@@ -122,13 +128,19 @@ pub fn locate(command: &Command, lab: &Lab) -> Result<Located> {
         );
     // It is slower now; what it has shown until then is enough.
     let bound = Bound { timeout: limits.timeout(), grace: GRACE };
-    let ran = runner.traced(&mut recorder, Follows::All, bound)?;
+    let ran = match runner.traced(&mut recorder, Follows::All, bound) {
+        Err(error) => {
+            let line = recorder.trespassed_at.as_ref().map(ToString::to_string);
+            return Err(runner.trespass.map_or(error, |trespass| trespass.error(line.as_deref())));
+        }
+        Ok(ran) => ran,
+    };
     let mut located = Located {
         stacks: std::mem::take(&mut recorder.stacks),
         trace: recorder.trace,
         unknown: None,
     };
-    located.forget(&[&hooks, Path::new(INSIDE)]);
+    located.forget(&hooks);
     if located.stacks.iter().all(Vec::is_empty) {
         located.unknown = Some(
             match ran.how {
@@ -161,9 +173,10 @@ fn write_hooks(hooks: &Path) -> std::io::Result<()> {
 /// Puts a value in front of what a variable of the program's environment holds.
 fn prepend(command: &mut Command, variable: &str, value: &str, separator: &str) {
     let inherited = || std::env::var(variable).ok();
-    let old = command.env.get(variable).cloned().or_else(inherited).filter(|old| !old.is_empty());
+    let given = command.env.get(variable).map(str::to_owned);
+    let old = given.or_else(inherited).filter(|old| !old.is_empty());
     let new = old.map_or(value.to_owned(), |old| format!("{value}{separator}{old}"));
-    command.env.insert(variable.to_owned(), new);
+    command.env.insert(variable, new);
 }
 
 /// Looks at the stacks of all kinds of programs.

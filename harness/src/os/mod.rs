@@ -1,6 +1,7 @@
 //! The edge to the kernel: the only place with `unsafe`.
 
 pub mod arch;
+pub mod attributes;
 pub mod enclosure;
 pub mod ipc;
 pub mod memory;

@@ -56,6 +56,29 @@ fn others_sleep() -> io::Result<bool> {
     Ok(true)
 }
 
+/// Ends this process as SIGPIPE ends one that writes to a pipe without a reader.
+pub fn end_by_pipe() -> ! {
+    end_by(Signal::SIGPIPE)
+}
+
+/// Ends this process by a signal, as if nothing had caught it.
+pub fn end_by(signal: Signal) -> ! {
+    // SAFETY: the default action is no handler that could be called.
+    let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+    let _ = kill(getpid(), signal);
+    end_now(128 + signal as i32)
+}
+
+/// Has SIGKILL sent to this process when `parent` ends, which has forked it; ends it if that is gone already.
+pub fn die_with(parent: Pid) -> nix::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    match nix::unistd::getppid() {
+        // In a PID namespace of its own a process can't see its parent, and ends with the namespace.
+        found if found == parent || found.as_raw() == 0 => Ok(()),
+        _ => end_now(1),
+    }
+}
+
 /// Has SIGTERM sent to this process when the thread ends that has started it.
 pub fn end_with_parent() -> io::Result<()> {
     Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?)

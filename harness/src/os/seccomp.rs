@@ -11,6 +11,8 @@ pub const STORAGE: u16 = 1;
 pub const FOREIGN: u16 = 2;
 /// The data of a stop for `io_uring_setup`.
 pub const IO_URING: u16 = 3;
+/// The data of a stop for a call that only a guard looks at.
+pub const GUARDED: u16 = 4;
 
 /// A filter program, ready to be loaded.
 #[derive(Clone)]
@@ -30,9 +32,9 @@ const JUMP_ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 impl Filter {
-    /// The filter that stops what is followed.
+    /// The filter that stops what is followed; for a guard, also what names a file or is among `more`.
     #[must_use]
-    pub fn new(follows: Follows) -> Self {
+    pub fn new(follows: Follows, guarded: Option<&[i64]>) -> Self {
         let mut filter = Self { program: Vec::new() };
         filter.push(LOAD, ARCH, 0, 0);
         filter.push(JUMP_EQUAL, arch::NATIVE, 1, 0);
@@ -49,10 +51,17 @@ impl Filter {
                 Follows::All => true,
                 Follows::Call(call) => syscall.calls.contains(&call),
                 Follows::Family(family) => syscall.calls.iter().any(|call| call.family() == family),
+                Follows::Nothing => false,
             };
             if wanted {
-                filter.add(syscall);
+                filter.add(syscall, STORAGE);
+            } else if guarded.is_some() && syscall.calls.iter().any(|call| call.names_a_file()) {
+                filter.add(syscall, GUARDED);
             }
+        }
+        for call in guarded.into_iter().flatten() {
+            filter.push(JUMP_EQUAL, number(*call), 0, 1);
+            filter.stop(GUARDED);
         }
         filter.allow();
         filter
@@ -72,19 +81,19 @@ impl Filter {
         self.push(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
     }
 
-    fn add(&mut self, syscall: &Syscall) {
+    fn add(&mut self, syscall: &Syscall, data: u16) {
         let number = number(syscall.number);
         match syscall.when {
             When::Always => {
                 self.push(JUMP_EQUAL, number, 0, 1);
-                self.stop(STORAGE);
+                self.stop(data);
             }
             When::Bits { argument, any, none } => {
                 self.push(JUMP_EQUAL, number, 0, 5);
                 self.push(LOAD, low_half(argument), 0, 0);
                 self.push(JUMP_ANY_BIT, none, 2, 0);
                 self.push(JUMP_ANY_BIT, any, 0, 1);
-                self.stop(STORAGE);
+                self.stop(data);
                 self.allow();
             }
             When::Is { argument, values } => {
@@ -92,7 +101,7 @@ impl Filter {
                 self.push(LOAD, low_half(argument), 0, 0);
                 self.push(JUMP_EQUAL, values[0], 1, 0);
                 self.push(JUMP_EQUAL, values[1], 0, 1);
-                self.stop(STORAGE);
+                self.stop(data);
                 self.allow();
             }
         }

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::unistd::{Pid, getppid};
+
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -10,10 +12,35 @@ static ORPHANED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn note(_signal: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
+    compute_no_longer();
 }
 
 extern "C" fn note_orphaning(_signal: libc::c_int) {
     ORPHANED.store(true, Ordering::Relaxed);
+    compute_no_longer();
+}
+
+/// How long a process may go on computing that should come to its end, in microseconds of its own time.
+const COMPUTE_MAX_US: libc::suseconds_t = 900_000;
+
+/// Ends this process soon, unless it ends by itself or waits.
+fn compute_no_longer() {
+    let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let limit = libc::timeval { tv_sec: 0, tv_usec: COMPUTE_MAX_US };
+    let timer = libc::itimerval { it_interval: zero, it_value: limit };
+    // SAFETY: as for `set_alarm`; this timer has a signal of its own.
+    let _ =
+        unsafe { libc::setitimer(libc::ITIMER_VIRTUAL, &raw const timer, std::ptr::null_mut()) };
+}
+
+/// Ends a process that has computed for too long: what it has kept until then is whole.
+extern "C" fn stop_computing(_signal: libc::c_int) {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        let what = "error: interrupted before there was anything to show\n";
+        // SAFETY: `write` may be called at any moment, and `what` is as long as is said.
+        let _ = unsafe { libc::write(libc::STDERR_FILENO, what.as_ptr().cast(), what.len()) };
+    }
+    super::process::end_now(130)
 }
 
 extern "C" fn nothing(_signal: libc::c_int) {}
@@ -26,6 +53,7 @@ pub fn interrupted() -> bool {
 
 /// Makes SIGINT and SIGTERM set a flag; calls that wait are interrupted by them.
 pub fn catch_interrupts() -> io::Result<()> {
+    install(&[Signal::SIGVTALRM], SigHandler::Handler(stop_computing))?;
     install(&[Signal::SIGINT, Signal::SIGTERM], SigHandler::Handler(note))
 }
 
@@ -41,10 +69,14 @@ pub fn ends() -> bool {
     interrupted() || orphaned()
 }
 
-/// Makes the end of the parent set a flag, so that this process can end what it has started.
-pub fn notice_orphaning() -> io::Result<()> {
+/// Makes the end of `parent` set a flag, so that this process can end what it has started.
+pub fn notice_orphaning(parent: Pid) -> io::Result<()> {
+    install(&[Signal::SIGVTALRM], SigHandler::Handler(stop_computing))?;
     install(&[Signal::SIGUSR1], SigHandler::Handler(note_orphaning))?;
-    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGUSR1)?)
+    nix::sys::prctl::set_pdeathsig(Signal::SIGUSR1)?;
+    // It may have ended before that.
+    ORPHANED.fetch_or(getppid() != parent, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Makes SIGINT do nothing: a terminal sends it to workers too, and they end with the coordinator.

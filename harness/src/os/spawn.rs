@@ -11,8 +11,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Pid, getpid};
 
+use super::process::die_with;
 use super::sandbox::{Entrance, Sandbox};
 use super::seccomp::Filter;
 
@@ -168,7 +169,7 @@ fn start(
 ) -> Errno {
     let prepare = || -> nix::Result<()> {
         nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
-        end_with(parent)?;
+        die_with(parent)?;
         reset_signals()?;
         onto(pipes.null.as_fd(), 0)?;
         onto(pipes.stdout_in.as_fd(), 1)?;
@@ -193,17 +194,6 @@ fn start(
     Errno::last()
 }
 
-/// Sees to it that this process ends when its parent does, even if that has ended already.
-///
-/// In a PID namespace of its own it can't tell, and need not: that namespace ends with the parent.
-fn end_with(parent: Pid) -> nix::Result<()> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    match getppid() {
-        other if other == parent || other.as_raw() == 0 => Ok(()),
-        _ => Err(Errno::ESRCH),
-    }
-}
-
 /// Starts a command of the user's, in the sandbox if there is one; it ends with this process, which has one
 /// thread.
 pub fn command(
@@ -214,7 +204,7 @@ pub fn command(
     let parent = getpid();
     let mounts = sandbox.map(Sandbox::entrance).transpose()?;
     let prepare = move || {
-        end_with(parent)?;
+        die_with(parent)?;
         mounts.as_ref().map_or(Ok(()), Entrance::enter)?;
         Ok(())
     };

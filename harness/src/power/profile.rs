@@ -1,11 +1,13 @@
 //! Profiles: what a file system promises about the order in which changes reach the disk, as data.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::suggest;
+use crate::tree;
 
 /// The profiles that are built into the command: name and TOML.
 pub const EMBEDDED: [(&str, &str); 7] = [
@@ -147,9 +149,10 @@ impl Profile {
         match EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
             Some((name, text)) => Self::parse(&format!("{name}.toml"), text),
             None if name.ends_with(".toml") => {
-                let text = std::fs::read_to_string(name).map_err(|error| {
-                    Error::usage(format!("cannot read the profile {name}: {error}"))
-                })?;
+                let text =
+                    tree::read_text(Path::new(name), tree::TEXT_BYTES_MAX).map_err(|error| {
+                        Error::usage(format!("cannot read the profile {name}: {error}"))
+                    })?;
                 Self::parse(name, &text)
             }
             None => {

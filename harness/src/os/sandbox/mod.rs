@@ -14,7 +14,7 @@ mod init;
 mod mounts;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -91,6 +91,41 @@ thread_local! {
     static KNOWN: RefCell<HashMap<(i32, PathBuf), Weak<Sandbox>>> = RefCell::default();
 }
 
+thread_local! {
+    /// The rooms of this process that are shared, with the process.
+    static SHARED: RefCell<HashSet<(i32, PathBuf)>> = RefCell::default();
+}
+
+/// Makes a room a mount of its own, so that what this process mounts in it later reaches the mounts of the
+/// program. To be called before anything is mounted in it.
+pub fn share(room: &Path) -> io::Result<()> {
+    let key = (getpid().as_raw(), room.to_owned());
+    if SHARED.with_borrow(|shared| shared.contains(&key)) {
+        return Ok(());
+    }
+    // Mounts that a worker makes for its room are not for other workers.
+    super::mount::make_private()?;
+    mount(Some(room), room, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING)?;
+    mount(NOTHING, room, NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+    SHARED.with_borrow_mut(|shared| shared.insert(key));
+    Ok(())
+}
+
+/// Takes the mounts of rooms below `base` away again, so that it can be removed.
+pub fn release(base: &Path) {
+    let this = getpid().as_raw();
+    SHARED.with_borrow_mut(|shared| {
+        shared.retain(|(owner, room)| {
+            let released = *owner == this && room.starts_with(base);
+            if released {
+                // What can't be unmounted goes with this process.
+                let _ = umount2(room, MntFlags::MNT_DETACH);
+            }
+            !released
+        });
+    });
+}
+
 /// The sandbox of a room, made if there is none; `None` where this machine refuses namespaces.
 ///
 /// `allowed` are globs of what may be written to, and `bytes_max` limits what is written elsewhere.
@@ -98,6 +133,8 @@ pub fn of_room(room: &Path, allowed: &[String], bytes_max: u64) -> Result<Option
     if enclosure::refused().is_some() {
         return Ok(None);
     }
+    // The disk of a room is mounted in it, now or later.
+    let room = &lab::room_of(room);
     let key = (getpid().as_raw(), room.to_owned());
     let known = KNOWN.with_borrow(|known| known.get(&key).and_then(Weak::upgrade));
     if known.is_some() {
@@ -117,11 +154,7 @@ pub fn of_room(room: &Path, allowed: &[String], bytes_max: u64) -> Result<Option
 impl Sandbox {
     fn make(plan: Plan) -> io::Result<Self> {
         let root_user = geteuid().is_root();
-        // Mounts that a worker makes for its room are not for others; the program's copy receives them.
-        super::mount::make_private()?;
-        let shared = MsFlags::MS_BIND | MsFlags::MS_REC;
-        mount(Some(&plan.room), &plan.room, NOTHING, shared, NOTHING)?;
-        mount(NOTHING, &plan.room, NOTHING, MsFlags::MS_SHARED, NOTHING)?;
+        share(&plan.room)?;
         ipc::renew()?;
         let init = Init::start()?;
         let place = plan.room.with_extension("sandbox");
@@ -260,7 +293,6 @@ impl Drop for Sandbox {
         // What can't be unmounted goes with this process.
         let _ = umount2(self.stage.place(), MntFlags::MNT_DETACH);
         let _ = fs::remove_dir(self.stage.place());
-        let _ = umount2(&self.plan.room, MntFlags::MNT_DETACH);
     }
 }
 

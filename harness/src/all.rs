@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::at_rest::HarmKind;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::exit_status::ExitStatus;
 use crate::fault::FaultKind;
+use crate::program::unknown;
 use crate::report::Report;
-use crate::request::{new_seed, request, unknown};
+use crate::request::{new_seed, request};
 use crate::run;
 use crate::scenario::{EMBEDDED, Scenario};
 
@@ -107,14 +107,9 @@ pub fn run(
 fn meant(options: &cli::Run, scenario: &Scenario) -> cli::Run {
     let (mut meant, fault) = (options.clone(), scenario.fault);
     if fault != FaultKind::Parted {
-        meant.about.broker = None;
+        (meant.about.broker, meant.about.settle) = (None, None);
     }
-    if !scenario.ledger_moves_on {
-        meant.about.settle = None;
-    }
-    if !scenario.harms.contains(&HarmKind::Restored) {
-        meant.about.restore = None;
-    }
+
     if fault != FaultKind::PowerCut {
         meant.images_max = None;
     }

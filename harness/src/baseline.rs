@@ -1,6 +1,6 @@
 //! The unbroken run of a program: twice, in two directories, to learn what is the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
 use crate::locate::locate;
 use crate::model::{self, Files, Node, NotModelled};
-use crate::op::{Effect, Op, Trace};
-use crate::os::enclosure;
+use crate::op::{Effect, Trace};
 use crate::os::process::Ended;
 use crate::os::signals;
 use crate::outcome::{Content, Survivor};
+use crate::outside;
 use crate::plan::{Planner, Sites};
 use crate::state_files::{self, KnownNames, StateFiles};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
@@ -34,13 +34,16 @@ const TRIAL_AT_LEAST: Duration = Duration::from_secs(10);
 const NAMES_MAX: usize = 10;
 
 /// What one unbroken run did.
-struct Unbroken {
-    trace: Trace,
+pub struct Unbroken {
+    /// What it did.
+    pub trace: Trace,
     /// Of one that does not end by itself: what it did until some acks later, and how many acks make
     /// a run.
     longer: Option<(Trace, u64)>,
-    before: Files,
-    after: Survivor,
+    /// The files before it.
+    pub before: Files,
+    /// What it left.
+    pub after: Survivor,
     unfollowed: BTreeSet<Unfollowed>,
     /// How many threads changed files.
     writers: usize,
@@ -70,14 +73,14 @@ pub fn learn(
     let mut command = command.clone();
     let mut rooms = [Runner::new(&command, &lab.room(0)?)?, Runner::new(&command, &lab.room(1)?)?];
     let before_first_save = try_before(&command, &mut rooms[0])?;
-    let first = match first_run(name, &mut command, &mut rooms, &mut notes) {
+    let first = match outside::first_run(name, &mut command, &mut rooms, &mut notes) {
         // Run once more to see where in its source it makes that call.
         Err(error) if rooms[0].trespass.is_some() => {
             return Err(locate(&command, lab).err().unwrap_or(error));
         }
         first => first?,
     };
-    command.inside = names_inside(&first);
+    command.inside = outside::names_inside(&first);
     let command = &command;
     let state = choose_state(name, command, &first, &mut notes)?;
     let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
@@ -136,64 +139,6 @@ pub fn learn(
     Ok(Prepared { twin: Some(first.trace), notes, ..prepared })
 }
 
-/// The baseline run that shows whether the program changes files outside its trial directory; from then on
-/// all runs are followed there too, if it does.
-fn first_run(
-    name: &str,
-    command: &mut Command,
-    rooms: &mut [Runner; 2],
-    notes: &mut Vec<String>,
-) -> Result<Unbroken> {
-    let [runner, other] = rooms;
-    let contained = runner.sandbox().is_some();
-    if command.sandbox && !contained {
-        return Err(no_sandbox());
-    }
-    runner.scope.everywhere = contained;
-    let first = unbroken(name, command, runner, Hesitates::Nobody)?;
-    let outside: BTreeSet<&Path> =
-        first.trace.ops.iter().filter(|op| op.changes()).flat_map(Op::paths).collect();
-    let outside: Vec<&Path> = outside.into_iter().filter(|path| path.is_absolute()).collect();
-    let anywhere = first.trace.ops.iter().flat_map(Op::paths).any(Path::is_absolute);
-    command.sandbox |= !outside.is_empty();
-    for runner in [&mut *runner, other] {
-        runner.scope.everywhere = command.sandbox;
-    }
-    if !outside.is_empty() {
-        let all = outside.iter().map(|path| path.display().to_string());
-        let written = command.allow_write.is_empty();
-        notes.push(format!(
-            "it changes files outside its trial directory: {}; {}",
-            listed(all),
-            match written {
-                true =>
-                    "crashtest redirects these changes, and the files themselves stay as they are",
-                false => "crashtest redirects these changes, but for what --allow-write names",
-            }
-        ));
-    }
-    match anywhere && !command.sandbox {
-        // It has opened files elsewhere and changed none: its ops are counted without these.
-        true => unbroken(name, command, runner, Hesitates::Nobody),
-        false => Ok(first),
-    }
-}
-
-fn no_sandbox() -> Error {
-    let why = enclosure::refused().unwrap_or_default();
-    Error::lacking(format!("there is no sandbox: {why}"))
-        .help("unprivileged user namespaces and overlays are needed; `crashtest doctor` shows what is missing")
-}
-
-/// The names that a run had in the trial directory.
-fn names_inside(run: &Unbroken) -> BTreeSet<PathBuf> {
-    let paths = run.trace.ops.iter().flat_map(Op::paths).map(Path::to_owned);
-    let left = run.after.files.keys().chain(&run.after.others).cloned();
-    let before = run.before.paths().map(Path::to_owned);
-    paths.chain(left).chain(before).filter(|path| path.is_relative()).collect()
-}
-
-/// Finds what is wrong with the options before anything is run.
 /// What promises nothing can't be broken: a regular expression that matches no line would let every lost save
 /// pass.
 fn check_acks(name: &str, command: &Command, acks: u64) -> Result<()> {
@@ -209,6 +154,7 @@ fn check_acks(name: &str, command: &Command, acks: u64) -> Result<()> {
     }
 }
 
+/// Finds what is wrong with the options before anything is run.
 fn check_options(command: &Command) -> Result<()> {
     StateFiles::given(&command.state)?;
     command.ack.as_deref().map(runner::ack_pattern).transpose()?;
@@ -244,7 +190,8 @@ fn try_other_orders(
     Ok(())
 }
 
-fn unbroken(
+/// Runs a program once without a fault.
+pub fn unbroken(
     name: &str,
     command: &Command,
     runner: &mut Runner,
@@ -271,7 +218,7 @@ fn unbroken(
     let duration = if serves { recorder.last_op_at() - started } else { started.elapsed() };
     // Waiting for what the program left behind is no part of its run.
     let waited = if ran.stragglers > 0 { GRACE } else { Duration::ZERO };
-    runner.outside = outside(&recorder.trace, command);
+    runner.outside = outside::files(&recorder.trace, command);
     for (path, bytes) in &runner.outside {
         before.insert(path.clone(), Node::File(bytes.clone()));
     }
@@ -318,21 +265,6 @@ fn plain_duration(name: &str, runner: &mut Runner) -> Result<Duration> {
             Err(Error::baseline(format!("`{name}` ends when it is followed, and else it does not")))
         }
     }
-}
-
-/// What the files outside the trial directory that a run has touched hold on this machine.
-fn outside(trace: &Trace, command: &Command) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut outside = BTreeMap::new();
-    for op in &trace.ops {
-        for path in op.paths().filter(|path| path.is_absolute()) {
-            let small = std::fs::metadata(path)
-                .is_ok_and(|found| found.is_file() && found.len() <= command.limits.data_bytes);
-            if small && let Ok(bytes) = std::fs::read(path) {
-                outside.insert(path.to_owned(), bytes);
-            }
-        }
-    }
-    outside
 }
 
 /// Whether the run is one to compare with.
@@ -450,7 +382,7 @@ fn few_enough(name: &str, count: usize) -> Result<()> {
 }
 
 /// A list of names, which may be long.
-fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
+pub fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
     let more = names.len().saturating_sub(NAMES_MAX);
     let names = names.take(NAMES_MAX).collect::<Vec<_>>().join(", ");
     match more {

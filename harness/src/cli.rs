@@ -434,6 +434,9 @@ pub struct About {
     /// more than once
     #[arg(long, value_name = "GLOB", requires = "program")]
     pub allow_write: Vec<String>,
+    /// Run the program, and what looks at its state, as this user; only root can
+    #[arg(long, value_name = "NAME", requires = "program")]
+    pub user: Option<String>,
     /// How long its unbroken run may take, in seconds [default: 30]
     #[arg(long, value_name = "SECONDS", requires = "program")]
     pub timeout: Option<u64>,

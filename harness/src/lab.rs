@@ -8,12 +8,13 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Gid, Uid};
 use rand::TryRng;
 
 use crate::error::{Context, Error, Result};
@@ -226,6 +227,18 @@ pub fn remove_files(path: &Path) -> io::Result<()> {
     Directory::open(path)?.remove_files()
 }
 
+/// Gives a directory, and all that is in it, to a user.
+pub fn give(path: &Path, uid: Uid, gid: Gid) -> io::Result<()> {
+    std::os::unix::fs::lchown(path, Some(uid.as_raw()), Some(gid.as_raw()))?;
+    Directory::open(path)?.each(&mut |directory, _, name, _| directory.give(name, uid, gid))
+}
+
+/// Lets other users reach a room by its path.
+pub fn let_in(room: &Path) -> io::Result<()> {
+    let base = room_of(room).parent().map(Path::to_owned).unwrap_or_default();
+    fs::set_permissions(base, fs::Permissions::from_mode(0o711))
+}
+
 /// The regular files in a tree.
 pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
@@ -249,7 +262,6 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

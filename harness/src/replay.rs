@@ -20,8 +20,8 @@ use crate::plan::{Granularity, Planner, Seed};
 use crate::power::explain::Explanation;
 use crate::poweroff_disk::{self, Disks};
 use crate::prepare;
+use crate::program;
 use crate::recorded::{self, Again};
-use crate::request;
 use crate::results::{self, Kept};
 use crate::run::Request;
 use crate::second::{self, Shown};
@@ -93,7 +93,7 @@ pub fn replay(
     tell: &mut dyn FnMut(&Subject),
 ) -> Result<Replayed> {
     let (mut kept, survivor) = results::find_kept(root, id)?;
-    request::supply(&mut kept.subject, given)?;
+    program::supply(&mut kept.subject, given)?;
     tell(&kept.subject);
     let kept = kept;
     let lab = Lab::new(None)?;

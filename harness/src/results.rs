@@ -432,8 +432,8 @@ pub fn runs(root: &Path) -> Vec<PathBuf> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let save = || -> io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
-        // A name of its own: what a killed run leaves is replaced by the next that writes this file.
-        let temporary = path.with_extension(TEMPORARY);
+        // Two workers may find the same violation.
+        let temporary = path.with_extension(format!("{}.{TEMPORARY}", std::process::id()));
         let _ = fs::remove_file(&temporary);
         let mut file = io::BufWriter::new(File::create_new(&temporary)?);
         serde_json::to_writer_pretty(&mut file, value)?;
@@ -445,7 +445,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     save().map_err(|error| unkept(path, &error))
 }
 
-/// What a file is called until all of it is there.
+/// How the name of a file ends until all of it is there; what a killed run leaves is removed when it goes on.
 const TEMPORARY: &str = "json.tmp";
 
 /// The error of results that can't be kept.

@@ -91,6 +91,9 @@ pub struct Command {
     pub env: Environment,
     /// Whether what it does outside the trial directory is followed, too.
     pub sandbox: bool,
+    /// The user as whom it runs, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Globs of files and directories outside the trial directory that it may write to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_write: Vec<String>,

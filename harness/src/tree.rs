@@ -16,7 +16,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
 use crate::os::attributes;
 
@@ -134,6 +134,11 @@ impl Directory {
     fn set_mode(&self, name: &OsStr, mode: u32) -> io::Result<()> {
         let mode = Mode::from_bits_truncate(mode);
         Ok(fchmodat(&self.0, name, mode, FchmodatFlags::FollowSymlink)?)
+    }
+
+    /// Gives an entry to a user; a symbolic link is given itself.
+    pub fn give(&self, name: &OsStr, uid: Uid, gid: Gid) -> io::Result<()> {
+        Ok(fchownat(&self.0, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
     /// Makes a directory in it, unless there is one, and opens it.

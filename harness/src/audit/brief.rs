@@ -28,7 +28,13 @@ pub fn status(audit: &Audit, strict: bool) -> ExitStatus {
 }
 
 fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
-    let (files, made) = (audit.saves.files.join(", "), &audit.made);
+    let made = &audit.made;
+    // A check of the user's own names no file.
+    let broken = match &audit.saves.broken[..] {
+        [] => &audit.saves.files,
+        broken => broken,
+    };
+    let (files, broken) = (audit.saves.files.join(", "), broken.join(", "));
     let ran = |name: &&str| audit.skipped.iter().all(|(skipped, _)| skipped != name);
     let scenarios = audit.scenarios.iter().map(|one| one.scenario.as_str()).filter(ran);
     let scenarios: Vec<_> = scenarios.collect();
@@ -38,9 +44,9 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
         audit.status.name(),
         audit.subject,
         match audit.status {
-            Status::Fail => format!("loses {files}"),
+            Status::Fail => format!("loses {broken}"),
             Status::Warn if audit.risk.is_none() => format!("can't be judged by {files}"),
-            Status::Warn => format!("saves {files} with a risk"),
+            Status::Warn => format!("saves {broken} with a risk"),
             Status::Pass => format!("kept {files}"),
         },
         made.trials,

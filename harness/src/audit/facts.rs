@@ -210,6 +210,7 @@ impl Facts<'_> {
         });
         Saves {
             files: names(&mut self.state.iter()),
+            broken: names(&mut self.state.iter().filter(|path| self.is_broken(path))),
             versions,
             bytes,
             acks: self.trace.acks.len(),
@@ -222,11 +223,18 @@ impl Facts<'_> {
         }
     }
 
+    /// Whether a kept violation names a state file.
+    fn is_broken(&self, path: &Path) -> bool {
+        let name = path.display().to_string();
+        let details = self.kept.values().flat_map(|kept| &kept.violations);
+        details.into_iter().any(|violation| names_file(&violation.detail, &name))
+    }
+
     /// The lines that make calls, in the order of their first ones.
     fn lines(&self) -> Vec<Line> {
         let mut lines: Vec<Line> = Vec::new();
         for (op, stack) in self.located.trace.ops.iter().zip(&self.located.stacks) {
-            let (Some(frame), true) = (stack.first(), op.effect.path().is_relative()) else {
+            let (Some(frame), true) = (stack.first(), self.is_own(op.effect.path())) else {
                 continue;
             };
             let place = lines.iter().position(|line| line.place == *frame).unwrap_or_else(|| {
@@ -237,6 +245,11 @@ impl Facts<'_> {
         }
         lines.truncate(LISTED_MAX);
         lines
+    }
+
+    /// Whether an op on this file is the program's saving.
+    fn is_own(&self, path: &Path) -> bool {
+        path.is_relative() || self.state.iter().any(|state| state == path)
     }
 
     /// The ops of the second save, which is like all that follow.
@@ -264,6 +277,22 @@ impl Facts<'_> {
     }
 }
 
+/// Whether a sentence names a file, and not another one whose name is longer.
+fn names_file(sentence: &str, name: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || "._-/~".contains(c);
+    sentence.match_indices(name).any(|(at, _)| {
+        let before = sentence[..at].chars().next_back();
+        let mut after = sentence[at + name.len()..].chars();
+        // A dot or a dash may be the sentence's own.
+        let longer = match (after.next(), after.next()) {
+            (Some('.' | '-' | '~'), Some(next)) => is_part(next),
+            (Some(next), _) => is_part(next) && !".-~".contains(next),
+            (None, _) => false,
+        };
+        !before.is_some_and(is_part) && !longer
+    })
+}
+
 /// Whether all that broke a promise was brought about where Linux itself cuts no write.
 #[must_use]
 pub fn forced_only(judged: &Judged<'_>) -> bool {
@@ -279,4 +308,19 @@ pub fn forced_only(judged: &Judged<'_>) -> bool {
 pub fn listed(paths: &[impl AsRef<Path>]) -> String {
     let names: Vec<_> = paths.iter().map(|path| format!("`{}`", path.as_ref().display())).collect();
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_names_a_file_by_its_whole_name() {
+        let cut = "state.json is cut short: 8185 of the 10990 bytes of version 1";
+        assert!(names_file(cut, "state.json") && !names_file(cut, "json"));
+        assert!(!names_file("state.json.bak is empty", "state.json"));
+        assert!(!names_file("a/state.json is empty", "state.json"));
+        assert!(names_file("version 4 of state.json.", "state.json"));
+        assert!(names_file("left in /srv/state: torn", "/srv/state"));
+    }
 }

@@ -117,6 +117,9 @@ impl Status {
 pub struct Saves {
     /// Its state files.
     pub files: Vec<String>,
+    /// Those of them that kept violations name.
+    #[serde(default)]
+    pub broken: Vec<String>,
     /// How many versions it left of them.
     pub versions: usize,
     /// How many bytes the last version has.

@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result};
 use crate::os::process::{self, Ended};
 use crate::os::sandbox::Sandbox;
 use crate::os::signals;
-use crate::os::spawn;
+use crate::os::spawn::{self, User};
 use crate::outcome::{Check, CheckKind, Content, Survivor};
 use crate::subject::Command;
 use crate::tree;
@@ -153,6 +153,8 @@ pub struct Shell {
     root: PathBuf,
     /// What the program sees is what its checks must see.
     sandbox: Option<Rc<Sandbox>>,
+    /// And as the same user.
+    user: Option<User>,
 }
 
 /// How much of what a load prints is looked at: as much as a state may have.
@@ -186,7 +188,8 @@ impl Shell {
         let text = runner::shell_text(text, command, &here);
         let text = text.replace("{dir}", &root.to_string_lossy());
         let environment = runner::environment(command, root, &here);
-        Ok(Self { text, environment, root: root.to_owned(), sandbox: sandbox.cloned() })
+        let user = runner::user_of(command)?;
+        Ok(Self { text, environment, root: root.to_owned(), sandbox: sandbox.cloned(), user })
     }
 
     /// What is given to the shell.
@@ -203,7 +206,7 @@ impl Shell {
         let quotes = ["\"", "'", ""].map(|quote| format!("{quote}{word}{quote}"));
         let text = quotes.iter().fold(self.text.clone(), |text, word| text.replace(word, &path));
         let (environment, root) = (self.environment.clone(), self.root.clone());
-        Self { text, environment, root, sandbox: self.sandbox.clone() }
+        Self { text, environment, root, sandbox: self.sandbox.clone(), user: self.user.clone() }
     }
 
     /// Sets a variable of its environment.
@@ -263,7 +266,7 @@ impl Shell {
         let sandbox = self.sandbox.as_deref();
         let mut gone = None;
         let ended = process::adopt_orphans(|| {
-            let child = spawn::command(&mut shell, sandbox)?;
+            let child = spawn::command(&mut shell, sandbox, self.user.as_ref())?;
             let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
             let mut until = Instant::now() + timeout;
             let ended = loop {

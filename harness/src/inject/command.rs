@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use super::checks::{Checks, Said, Shell};
 use super::output::AckCounter;
 use super::recorder::Recorder;
@@ -284,6 +286,15 @@ impl CommandInjector<'_> {
         Ok((recorder.trace, ran.how))
     }
 
+    /// Lets other processes have the PIDs of dead ones, until the next trial; says whether that can be done.
+    #[must_use]
+    pub fn occupy(&self, dead: &[Pid]) -> bool {
+        self.runner.sandbox().is_some_and(|sandbox| {
+            sandbox.occupy(dead);
+            true
+        })
+    }
+
     /// Whether it does not end by itself.
     #[must_use]
     pub fn serves(&self) -> bool {
@@ -316,6 +327,7 @@ impl CommandInjector<'_> {
         self.reset()?;
         lab::remove_files(&root)
             .and_then(|()| left.unfold(&root))
+            .and_then(|()| self.runner.hand_over())
             .context(format_args!("make {} anew", root.display()))
     }
 

@@ -375,7 +375,9 @@ impl Observer for Comes<'_> {
         if ops != self.meeting.before as usize || self.met.is_some() {
             return Ok(());
         }
-        self.dead = process::descendants().context("look for the first process")?;
+        let first = process::descendants().context("look for the first process")?;
+        // By the numbers that they have for themselves.
+        self.dead = first.into_iter().filter_map(|pid| process::pid_inside(pid).ok()).collect();
         let child = self.second.start().context("start the second process")?;
         let mut ended = None;
         let until = Instant::now() + self.patience;
@@ -431,7 +433,7 @@ impl Meets for OfCommand<'_> {
             Err(error) => return Err(error),
         };
         let (met, acks, dead) = (comes.met, comes.acks, comes.dead);
-        if meeting.then == Then::IsSucceeded && exit == Exit::Killed {
+        if meeting.then == Then::IsSucceeded && exit == Exit::Killed && !self.first.occupy(&dead) {
             succeed(self.first.root(), &dead, &|path| self.first.is_state(path))
                 .context("give the number of the first to another")?;
         }

@@ -30,7 +30,7 @@ use crate::os::ptrace::Stopped;
 use crate::os::sandbox::{self, Sandbox};
 use crate::os::seccomp::Filter;
 use crate::os::signals;
-use crate::os::spawn::{self, Pipes, Program, Trace};
+use crate::os::spawn::{self, Pipes, Program, Trace, User};
 use crate::outcome::{Content, Survivor};
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
@@ -87,6 +87,9 @@ impl Runner {
         let root = room.join("dir");
         let ack = command.ack.as_deref().map(ack_pattern).transpose()?;
         let program = program(command, &root)?;
+        if program.user.is_some() {
+            lab::let_in(room).context("let the user into the trial directory")?;
+        }
         process::keep_memory();
         signals::interrupt_by_alarm().context("catch the alarm")?;
         let sandbox = sandbox::of_room(room, &command.allow_write, command.limits.data_bytes)?;
@@ -118,8 +121,17 @@ impl Runner {
             Some(init) => lab::copy_tree(init, root),
             None => fs::create_dir(root),
         });
+        let made = made.and_then(|()| self.hand_over());
         made.context(format_args!("make {}", root.display()))?;
         self.output.reset().context("read what the program printed")
+    }
+
+    /// Gives all that is in the trial directory to the user as whom the program runs.
+    pub fn hand_over(&self) -> io::Result<()> {
+        match &self.program.user {
+            Some(user) => lab::give(&self.scope.root, user.uid, user.gid),
+            None => Ok(()),
+        }
     }
 
     /// Runs the program in the directory as it is, and follows it. It stops at the calls that are
@@ -277,7 +289,15 @@ impl Runner {
 
     /// Reads what is in the trial directory; files that are larger than may be are not read.
     pub fn survivor(&self, state: &StateFiles) -> Result<Survivor> {
-        self.collected(state).context(format_args!("read {}", self.scope.root.display()))
+        match self.collected(state) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let root = self.scope.root.display();
+                Err(Error::baseline(format!(
+                    "what the program leaves in {root} can't be read: {error}"
+                )))
+            }
+            other => other.context(format_args!("read {}", self.scope.root.display())),
+        }
     }
 
     /// The same, as the system says it.
@@ -502,13 +522,28 @@ fn program(command: &Command, root: &Path) -> Result<Program> {
             })
             .collect::<Result<_>>()?,
         directory: c_string(root.as_os_str())?,
+        user: user_of(command)?,
     })
+}
+
+/// The user as whom a program runs, if that is another one.
+pub fn user_of(command: &Command) -> Result<Option<User>> {
+    let Some(name) = &command.user else { return Ok(None) };
+    let found = User::find(name).context(format_args!("look for the user {name}"))?;
+    let user = found.ok_or_else(|| Error::usage(format!("there is no user `{name}`")))?;
+    match nix::unistd::geteuid().is_root() {
+        true => Ok(Some(user)),
+        false => Err(Error::lacking("only root can run a program as another user")
+            .help("run crashtest as root, or leave out --user")),
+    }
 }
 
 /// The environment of a program: ours, with the trial directory as its home.
 #[must_use]
 pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString, OsString)> {
     let own = ["HOME", "PWD", "CRASHTEST_DIR"].map(|name| (name.into(), root.into()));
+    let user =
+        command.user.iter().flat_map(|name| ["USER", "LOGNAME"].map(|variable| (variable, name)));
     let given = command.env.iter().map(|(name, value)| (name.into(), value.into()));
     let set: HashMap<OsString, OsString> = std::env::vars_os()
         .filter(|(name, _)| name != "OLDPWD")
@@ -516,6 +551,7 @@ pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString
         .chain([("CRASHTEST_CWD".into(), here.into())])
         // Without a sandbox Python must not put compiled modules beside the user's.
         .chain(enclosure::refused().map(|_| ("PYTHONDONTWRITEBYTECODE".into(), "1".into())))
+        .chain(user.map(|(variable, name)| (variable.into(), name.into())))
         .chain(given)
         .collect();
     set.into_iter().collect()

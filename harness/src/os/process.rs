@@ -117,6 +117,51 @@ pub fn fork_into(flags: CloneFlags) -> io::Result<Option<Pid>> {
     }
 }
 
+/// `struct clone_args` (linux/sched.h), up to the fields of Linux 5.5.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+}
+
+/// Forks a child that does nothing until it is killed, and has this PID in the PID namespace of the children
+/// of this process. Fails with `EEXIST` if another process has it.
+pub fn fork_sleeper(pid: Pid) -> io::Result<Pid> {
+    let number = pid.as_raw();
+    let arguments = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: (&raw const number) as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    let size = size_of::<CloneArgs>();
+    // SAFETY: as for `fork_into`; the kernel only reads `arguments` and `number`, which outlive the call.
+    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
+    match Errno::result(child)? {
+        0 => loop {
+            nix::unistd::pause();
+        },
+        child => i32::try_from(child).map(Pid::from_raw).map_err(io::Error::other),
+    }
+}
+
+/// The PID that a process has in its own PID namespace.
+pub fn pid_inside(pid: Pid) -> io::Result<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let inner = line.and_then(|pids| pids.split_whitespace().last()?.parse().ok());
+    Ok(inner.map_or(pid, Pid::from_raw))
+}
+
 /// Ends this process at once, without the exit handlers that its parent has installed.
 pub fn end_now(status: i32) -> ! {
     // SAFETY: `_exit` takes no pointers.

@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal, sigprocmask};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Gid, Pid, Uid, getpid};
 
 use super::process::die_with;
 use super::sandbox::{Entrance, Sandbox};
@@ -28,6 +28,35 @@ pub struct Program {
     pub environment: Vec<CString>,
     /// Its working directory.
     pub directory: CString,
+    /// The user as whom it runs, if that is another one.
+    pub user: Option<User>,
+}
+
+/// A user of this machine, with his groups.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// His id.
+    pub uid: Uid,
+    /// His group.
+    pub gid: Gid,
+    groups: Vec<Gid>,
+}
+
+impl User {
+    /// The user of that name, if there is one.
+    pub fn find(name: &str) -> io::Result<Option<Self>> {
+        let Some(found) = nix::unistd::User::from_name(name)? else { return Ok(None) };
+        let c_name = CString::new(name).map_err(io::Error::other)?;
+        let groups = nix::unistd::getgrouplist(&c_name, found.gid)?;
+        Ok(Some(Self { uid: found.uid, gid: found.gid, groups }))
+    }
+
+    /// Makes this process, which is root's, one of the user's.
+    fn take_over(&self) -> nix::Result<()> {
+        nix::unistd::setgroups(&self.groups)?;
+        nix::unistd::setgid(self.gid)?;
+        nix::unistd::setuid(self.uid)
+    }
 }
 
 /// The pipes between a worker and the programs that it starts one after another.
@@ -175,6 +204,11 @@ fn start(
         onto(pipes.stdout_in.as_fd(), 1)?;
         onto(pipes.stderr_in.as_fd(), 2)?;
         confine()?;
+        if let Some(user) = &program.user {
+            user.take_over()?;
+            // The kernel forgets it when the user changes.
+            die_with(parent)?;
+        }
         nix::unistd::chdir(program.directory.as_c_str())?;
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
         match trace {
@@ -199,13 +233,19 @@ fn start(
 pub fn command(
     command: &mut std::process::Command,
     sandbox: Option<&Sandbox>,
+    user: Option<&User>,
 ) -> io::Result<std::process::Child> {
     use std::os::unix::process::CommandExt;
     let parent = getpid();
     let mounts = sandbox.map(Sandbox::entrance).transpose()?;
+    let user = user.cloned();
     let prepare = move || {
         die_with(parent)?;
         mounts.as_ref().map_or(Ok(()), Entrance::enter)?;
+        if let Some(user) = &user {
+            user.take_over()?;
+            die_with(parent)?;
+        }
         Ok(())
     };
     // SAFETY: the closure makes system calls only.

@@ -29,7 +29,7 @@ use nix::unistd::{Pid, chdir, getcwd, geteuid, getpid, pivot_root};
 
 use super::enclosure;
 use super::ipc;
-use super::process::{fork_child, wait_for};
+use super::process::{fork_child, fork_sleeper, wait_for};
 use crate::error::{Error, Result};
 use crate::lab;
 use crate::sandbox::{Plan, Step};
@@ -45,6 +45,8 @@ pub struct Sandbox {
     stage: Stage,
     init: Init,
     inner: RefCell<Inner>,
+    /// PIDs that other processes have now than they had.
+    occupied: RefCell<Vec<Pid>>,
     /// The process that has made it; its children leave it alone.
     owner: Pid,
 }
@@ -160,7 +162,8 @@ impl Sandbox {
         let place = plan.room.with_extension("sandbox");
         let stage = Stage::mount(&place, plan.bytes_max, !root_user)?;
         let inner = RefCell::new(built(&plan, &stage, &init)?);
-        Ok(Self { plan, stage, init, inner, owner: getpid() })
+        let occupied = RefCell::default();
+        Ok(Self { plan, stage, init, inner, occupied, owner: getpid() })
     }
 
     /// Moves this process, which has one thread, into the sandbox.
@@ -180,7 +183,18 @@ impl Sandbox {
 
     /// Does something in which each process that this one forks becomes one of the sandbox.
     pub fn fork_inside<T>(&self, body: impl FnOnce() -> T) -> io::Result<T> {
-        self.init.fork_inside(body)
+        self.init.fork_inside(|| {
+            for pid in self.occupied.borrow().iter() {
+                // That it is taken already is as good.
+                let _ = fork_sleeper(*pid);
+            }
+            body()
+        })
+    }
+
+    /// From now until it is renewed, lets other processes have these PIDs of processes that are dead.
+    pub fn occupy(&self, pids: &[Pid]) {
+        self.occupied.borrow_mut().extend(pids);
     }
 
     /// Kills all its processes, and returns when they are gone. The caller must have waited for its own
@@ -210,6 +224,7 @@ impl Sandbox {
 
     /// Ends all processes, and throws away what was written outside the trial directory.
     pub fn renew(&self) -> io::Result<()> {
+        self.occupied.borrow_mut().clear();
         self.end_all()?;
         if ipc::is_used()? {
             ipc::renew()?;

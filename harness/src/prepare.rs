@@ -88,7 +88,7 @@ fn live(
     lab: &Lab,
     planner: impl Fn(Sites) -> Planner,
 ) -> Result<Prepared> {
-    let place = lab.path().join("baseline");
+    let place = lab.room(0)?.join("live");
     std::fs::create_dir_all(&place).context(format_args!("make {}", place.display()))?;
     let tried = LiveResident::new(command, &place).and_then(|mut resident| resident.trial_zero());
     lab::remove_tree(&place).context("remove the directory of the unbroken run")?;

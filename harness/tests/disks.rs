@@ -305,7 +305,11 @@ fn a_disk_that_stays_in_use_is_left_behind_and_told() {
         [&["--json", "--scenario", "poweroff-disk", "--check", &check], &options[..]].concat();
     let all = [&["run"], &options[..], &["--", &python, "-c", script]].concat();
     let run = std::thread::scope(|scope| {
-        let run = scope.spawn(|| run_in(results.path(), &all));
+        // The process that asks is to be found by its number.
+        let mut command = common::crashtest();
+        command.args(&all).env("CRASHTEST_RESULTS", results.path());
+        command.env("CRASHTEST_NAMESPACES", "off").current_dir(results.path());
+        let run = scope.spawn(move || command.output().unwrap());
         let started = std::time::Instant::now();
         let asking = loop {
             let text = fs::read_to_string(&pid).unwrap_or_default();

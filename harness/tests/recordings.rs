@@ -202,8 +202,10 @@ fn assert_really_killed(script: &str, argument: &Path, note: &str) {
     if !common::can_follow() {
         return;
     }
+    let place = argument.parent().unwrap().display().to_string();
     let argument = argument.display().to_string();
-    let (_, report) = derive(&["--confirm", "5"], &[&python, "-c", script, &argument]);
+    let options = ["--confirm", "5", "--allow-write", &place];
+    let (_, report) = derive(&options, &[&python, "-c", script, &argument]);
     let row = &report["subjects"][0];
     assert!(row["derived"].is_null(), "{row:#}");
     assert!(row["tally"]["passed"].as_u64() > Some(20), "{row:#}");

@@ -139,7 +139,16 @@ fn program_breaks(scenario: &str, program: &[&str], again: Again) -> Vec<String>
         Again::No => &[],
     };
     // Two saves show what four would.
-    let options = ["--scenario", scenario, "--ack", "^saved", "--env", "VERSIONS=2"];
+    let options = [
+        "--scenario",
+        scenario,
+        "--ack",
+        "^saved",
+        "--env",
+        "VERSIONS=2",
+        "--keep-env",
+        "VERSIONS",
+    ];
     let (_, report) = report(results.path(), &[&options, recover, &["--"], program].concat());
     let row = &rows(&report)[0];
     assert_eq!(row["sweep"]["open_lanes"], 0, "{row:#}");
@@ -289,7 +298,8 @@ fn a_replay_shows_the_same_and_says_what_the_program_did() {
     if let (true, Some(python)) = (common::can_follow(), python()) {
         for name in ["swallow_errors", "fsync_retry", "in_place"] {
             let script = targets(&format!("python/{name}.py"));
-            let options = ["--scenario", "errno", "--env", "VERSIONS=2", "--", &python, &script];
+            let few = ["--env", "VERSIONS=2", "--keep-env", "VERSIONS"];
+            let options = [&["--scenario", "errno"], &few[..], &["--", &python, &script]].concat();
             replays(results.path(), &options);
         }
     }

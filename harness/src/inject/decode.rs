@@ -83,6 +83,8 @@ pub struct Scope {
     pub everywhere: bool,
     /// What stops the program from changing files elsewhere, where there is no sandbox.
     pub guard: Option<Guard>,
+    /// Places elsewhere that the program may change, and whose files are none of its state.
+    pub let_through: Vec<PathBuf>,
 }
 
 impl Scope {
@@ -94,7 +96,8 @@ impl Scope {
         }
         let special = ["/proc", "/sys", "/dev"].iter().any(|root| path.starts_with(root));
         let shared_memory = path.starts_with("/dev/shm");
-        let matters = !special || shared_memory;
+        let let_through = self.let_through.iter().any(|place| path.starts_with(place));
+        let matters = (!special || shared_memory) && !let_through;
         (self.everywhere && path.is_absolute() && matters && !is_cache(path))
             .then(|| path.to_owned())
     }
@@ -531,7 +534,8 @@ mod tests {
 
     #[test]
     fn only_what_lies_in_the_trial_directory_matters_unless_a_sandbox_catches_all() {
-        let mut scope = Scope { root: "/t".into(), everywhere: false, guard: None };
+        let mut scope =
+            Scope { root: "/t".into(), everywhere: false, guard: None, let_through: Vec::new() };
         assert_eq!(scope.place(Path::new("/t/s")), Some("s".into()));
         assert_eq!(scope.place(Path::new("/tmp/s")), None);
         scope.everywhere = true;

@@ -1,13 +1,14 @@
 //! What stands in for a sandbox where a machine refuses one: the first call that would change a file outside
 //! the trial directory is stopped before the kernel makes it.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{AccessFlags, access, geteuid};
+use nix::unistd::{AccessFlags, Pid, access, geteuid};
 
 use super::decode::fd_number;
 use crate::error::{Error, Result};
@@ -26,8 +27,17 @@ pub struct Guard {
 pub struct Trespass {
     /// The system call.
     pub call: &'static str,
-    /// The file that it would have changed.
-    pub path: PathBuf,
+    /// What it would have changed.
+    pub victim: Victim,
+}
+
+/// What a call must not change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// A file outside the trial directory.
+    File(PathBuf),
+    /// A process that the program has not started; the number is that of a group if it is negative.
+    Process(i32),
 }
 
 /// How a call names a file that it changes.
@@ -88,6 +98,10 @@ pub const MORE_CALLS: &[i64] = &[
     libc::SYS_fremovexattr,
     libc::SYS_mknodat,
     libc::SYS_bind,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_tgkill,
+    libc::SYS_ptrace,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
@@ -180,6 +194,21 @@ fn opens(flags: u64, directory: Option<usize>, path: usize) -> Option<Vec<Target
     Some(vec![Target { directory, path: Some(path), follows, change }])
 }
 
+/// The process, or minus the process group, that a call sends a signal to or takes hold of.
+fn signals(number: i64, arguments: [u64; 6]) -> Option<(&'static str, i32)> {
+    let [first, second, third, ..] = arguments.map(fd_number);
+    // Signal 0 only asks whether the process is there.
+    match number {
+        libc::SYS_kill if second != 0 => Some(("kill", first)),
+        libc::SYS_tkill if second != 0 => Some(("tkill", first)),
+        libc::SYS_tgkill if third != 0 => Some(("tgkill", first)),
+        libc::SYS_ptrace if TAKES_HOLD.contains(&first.cast_unsigned()) => Some(("ptrace", second)),
+        _ => None,
+    }
+}
+
+const TAKES_HOLD: [libc::c_uint; 2] = [libc::PTRACE_ATTACH, libc::PTRACE_SEIZE];
+
 /// Files of `/dev` that hold nothing.
 const HARMLESS: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx"];
 /// As many symbolic links as the kernel follows (`MAXSYMLINKS`).
@@ -200,14 +229,22 @@ impl Guard {
         self.allowed.push(place.to_owned());
     }
 
-    /// What a call that is about to be made would change that it must not.
+    /// What a call that is about to be made would change that it must not; `own` are the program's processes
+    /// and threads.
     pub fn look(
         &self,
         thread: &Stopped,
         number: i64,
         arguments: [u64; 6],
+        own: &HashSet<Pid>,
     ) -> Traced<Option<Trespass>> {
         let process = Process { thread };
+        if let Some((call, target)) = signals(number, arguments) {
+            // 0 is its own process group, which it leads.
+            let is_own = target == 0 || own.contains(&Pid::from_raw(target.abs()));
+            let victim = Victim::Process(target);
+            return Ok((!is_own || target == -1).then_some(Trespass { call, victim }));
+        }
         if number == libc::SYS_bind {
             let path = process.socket(arguments)?;
             let path = path.and_then(|path| process.resolved(None, &path, false));
@@ -245,7 +282,7 @@ impl Guard {
         let path = path?;
         let allowed = self.allowed.iter().any(|place| path.starts_with(place));
         (!allowed && !is_harmless(&path) && would_change(&path, change))
-            .then_some(Trespass { call, path })
+            .then(|| Trespass { call, victim: Victim::File(path) })
     }
 }
 
@@ -349,7 +386,17 @@ impl Trespass {
     #[must_use]
     pub fn error(&self, line: Option<&str>) -> Error {
         let line = line.map(|line| format!(", at {line}")).unwrap_or_default();
-        let (call, path) = (self.call, self.path.display());
+        let call = self.call;
+        let path = match &self.victim {
+            Victim::File(path) => path.display(),
+            Victim::Process(number) => {
+                return Error::baseline(format!(
+                    "the program was stopped before it sent a signal to process {number}, which it has not \
+                     started ({call}{line})"
+                ))
+                .help("this machine gives crashtest no sandbox (`crashtest doctor` says why)");
+            }
+        };
         Error::baseline(format!(
             "the program was stopped before it changed {path}, which lies outside its trial directory ({call}{line})"
         ))
@@ -372,6 +419,19 @@ mod tests {
         assert_eq!((made[0].change, made[0].follows), (Change::Made, false));
         let bytes = opens(libc::O_WRONLY as u64, Some(0), 1).unwrap();
         assert_eq!((bytes[0].change, bytes[0].follows), (Change::Bytes, true));
+    }
+
+    #[test]
+    fn a_question_whether_a_process_is_there_is_no_signal() {
+        let call = |number, words: [u64; 3]| {
+            signals(number, [words[0], words[1], words[2], 0, 0, 0]).map(|(_, target)| target)
+        };
+        assert_eq!(call(libc::SYS_kill, [7, 0, 0]), None);
+        assert_eq!(call(libc::SYS_kill, [7, 9, 0]), Some(7));
+        assert_eq!(call(libc::SYS_kill, [u64::MAX, 9, 0]), Some(-1));
+        assert_eq!(call(libc::SYS_tgkill, [7, 8, 6]), Some(7));
+        assert_eq!(call(libc::SYS_ptrace, [u64::from(libc::PTRACE_ATTACH), 7, 0]), Some(7));
+        assert_eq!(call(libc::SYS_ptrace, [u64::from(libc::PTRACE_TRACEME), 0, 0]), None);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::os::seccomp::Filter;
 use crate::os::signals;
 use crate::os::spawn::{self, Pipes, Program, Trace, User};
 use crate::outcome::{Content, Survivor};
+use crate::sandbox::let_through;
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
 use crate::tree::{Directory, Kind};
@@ -93,6 +94,7 @@ impl Runner {
         process::keep_memory();
         signals::interrupt_by_alarm().context("catch the alarm")?;
         let sandbox = sandbox::of_room(room, &command.allow_write, command.limits.data_bytes)?;
+        let let_through = let_through(&command.allow_write)?;
         let guard = match sandbox {
             Some(_) => None,
             None => Some(Guard::new(&root, &command.allow_write)?),
@@ -105,7 +107,7 @@ impl Runner {
             init: command.init.clone(),
             limits: command.limits,
             output: Output::new(ack).context("make pipes")?,
-            scope: Scope { root, everywhere: command.sandbox, guard },
+            scope: Scope { root, everywhere: command.sandbox, guard, let_through },
             trespass: None,
             filters: HashMap::new(),
         })

@@ -325,7 +325,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             return stopped.resume(Run::On, 0);
         };
         if let (Some(guard), seccomp::STORAGE | seccomp::GUARDED) = (&self.scope.guard, data)
-            && let Some(trespass) = guard.look(&stopped, number, arguments)?
+            && let Some(trespass) = guard.look(&stopped, number, arguments, &self.threads)?
         {
             self.watcher.trespasses(&stopped);
             self.trespass = Some(trespass);

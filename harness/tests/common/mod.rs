@@ -194,7 +194,7 @@ fn wait_for_outcomes(results: &Path) -> String {
 }
 
 /// The processes with a mark in their environment or arguments, but for this one.
-fn marked(mark: &str) -> Vec<Pid> {
+pub fn marked(mark: &str) -> Vec<Pid> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() else { continue };

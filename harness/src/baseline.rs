@@ -21,7 +21,7 @@ use crate::op::{Effect, Trace};
 use crate::os::process::Ended;
 use crate::os::signals;
 use crate::outcome::{Content, Survivor};
-use crate::outside;
+use crate::outside_files;
 use crate::plan::{Planner, Sites};
 use crate::state_files::{self, KnownNames, StateFiles};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
@@ -73,14 +73,14 @@ pub fn learn(
     let mut command = command.clone();
     let mut rooms = [Runner::new(&command, &lab.room(0)?)?, Runner::new(&command, &lab.room(1)?)?];
     let before_first_save = try_before(&command, &mut rooms[0])?;
-    let first = match outside::first_run(name, &mut command, &mut rooms, &mut notes) {
+    let first = match outside_files::first_run(name, &mut command, &mut rooms, &mut notes) {
         // Run once more to see where in its source it makes that call.
         Err(error) if rooms[0].trespass.is_some() => {
             return Err(locate(&command, lab).err().unwrap_or(error));
         }
         first => first?,
     };
-    command.inside = outside::names_inside(&first);
+    command.inside = outside_files::names_inside(&first);
     let command = &command;
     let state = choose_state(name, command, &first, &mut notes)?;
     let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
@@ -218,7 +218,7 @@ pub fn unbroken(
     let duration = if serves { recorder.last_op_at() - started } else { started.elapsed() };
     // Waiting for what the program left behind is no part of its run.
     let waited = if ran.stragglers > 0 { GRACE } else { Duration::ZERO };
-    runner.outside = outside::files(&recorder.trace, command);
+    runner.outside = outside_files::files(&recorder.trace, command);
     for (path, bytes) in &runner.outside {
         before.insert(path.clone(), Node::File(bytes.clone()));
     }

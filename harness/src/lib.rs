@@ -70,7 +70,7 @@ pub mod inject;
 pub mod lab;
 pub mod merge;
 pub mod os;
-pub mod outside;
+pub mod outside_files;
 pub mod page;
 pub mod pool;
 pub mod poweroff;

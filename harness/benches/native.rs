@@ -11,12 +11,13 @@ use crashtest::fault::{Failing, Fault, FaultKind, Repeat};
 use crashtest::inject;
 use crashtest::lab::Lab;
 use crashtest::op::Family;
-use crashtest::os::process;
+use crashtest::os::enclosure::{self, Role};
+use crashtest::os::process::{self, Ended};
 use crashtest::plan::{Granularity, Planner, Seed};
 use crashtest::prepare;
 use crashtest::subject::{Command, Subject};
 use crashtest::sweep::Reach;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 
 fn compile(directory: &Path) -> Option<String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../targets/c/stdio_rename.c");
@@ -127,4 +128,12 @@ fn failing(c: &mut Criterion) {
 const RUNS: u32 = 8;
 
 criterion_group!(benches, native, failing);
-criterion_main!(benches);
+fn main() {
+    // As a run does: programs are contained.
+    if let Role::Outer(ended) = enclosure::enter().expect("a process can be started") {
+        assert_eq!(ended, Ended::Status(0), "the bench has failed");
+        return;
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

@@ -166,10 +166,17 @@ impl Planner {
 
     fn directory(&mut self, path: PathBuf, depth: usize) -> io::Result<()> {
         let holds = |other: &PathBuf| *other != path && other.starts_with(&path);
-        self.steps.push(match path.to_str() {
+        let step = match path.to_str() {
             Some("/proc") => Step::Proc(path),
             Some("/sys") => Step::ReadOnly(path),
-            Some("/dev") => Step::Devices(path),
+            Some("/dev") => {
+                let memory = path.join("shm");
+                self.steps.push(Step::Devices(path));
+                if !memory.is_dir() {
+                    return Ok(());
+                }
+                Step::Overlay(memory)
+            }
             _ if self.mounts.iter().any(holds) => {
                 self.steps.push(Step::Directory(path.clone()));
                 if depth < DEPTH_MAX {
@@ -181,7 +188,8 @@ impl Planner {
             _ if !path.is_dir() => Step::Directory(path),
             // A file that is a mount of its own, such as /etc/resolv.conf in a container, is no directory.
             _ => Step::Overlay(path),
-        });
+        };
+        self.steps.push(step);
         Ok(())
     }
 }

@@ -452,5 +452,5 @@ impl Injector for CommandInjector<'_> {
 /// Why a fault could not be made at all; kept apart from what a subject did.
 pub fn no_sites(name: &str) -> Error {
     Error::baseline(format!("`{name}` changes no file in the trial directory"))
-        .help("a program that writes to fixed paths can be caught with --sandbox")
+        .help("does it save while it runs? what it saves by way of another process, or a network, is not seen")
 }

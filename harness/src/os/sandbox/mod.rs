@@ -240,10 +240,6 @@ impl Sandbox {
                     Written::Nothing | Written::Caches => {}
                     Written::Something => again.push(path),
                 },
-                Step::Devices(_) => {
-                    let kept = self.room_in(Path::new("/dev/shm"));
-                    lab::empty(&self.stage.shared_memory(), kept)?;
-                }
                 Step::Directory(path) => whole |= self.has_more(path)?,
                 _ => {}
             }

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -124,6 +124,7 @@ impl Stage {
     pub fn overlay(&self, path: &Path) -> io::Result<()> {
         let (upper, work) = (below(&self.upper(), path), below(&self.place.join("work"), path));
         fs::create_dir_all(&work)?;
+        fs::create_dir_all(&upper)?;
         like(path, &upper)?;
         let escaped = |path: &Path| {
             // In overlayfs options a colon or comma separates, and a backslash escapes.
@@ -170,17 +171,7 @@ impl Stage {
         let options = Some("newinstance,ptmxmode=0666,mode=620");
         // Without it there are no terminals, and nothing else is missing.
         let _ = mount(kind, &pts, Some("devpts"), quiet, options);
-        let (memory, shown) = (self.shared_memory(), place.join("shm"));
-        fs::create_dir_all(&memory)?;
-        fs::set_permissions(&memory, fs::Permissions::from_mode(0o1777))?;
-        fs::create_dir(&shown)?;
-        Ok(bind(&memory, &shown)?)
-    }
-
-    /// The program's own `/dev/shm`.
-    #[must_use]
-    pub fn shared_memory(&self) -> PathBuf {
-        self.upper().join("dev/shm")
+        Ok(())
     }
 
     /// Where `path`, which is absolute, lies among what was written.

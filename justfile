@@ -15,7 +15,7 @@ lint:
     cargo clippy -p crashtest --no-default-features --locked -- -D warnings
     cargo clippy -p crashtest-targets --all-targets --all-features --locked -- -D warnings
     rustfmt --check --edition 2024 targets/rust/*.rs
-    shellcheck -x .ci/run ci/nightly ci/slurm.sh results/publish python/tests/run targets/shell/*.sh
+    shellcheck -x .ci/run ci/nightly ci/slurm.sh ci/as-ordinary-user results/publish python/tests/run targets/shell/*.sh
 
 # A scenario on the built-in strategies: just run --scenario all
 run *ARGS="--scenario sigkill":

@@ -61,15 +61,17 @@ impl Command {
     #[must_use]
     pub fn runs_programs(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Check(_) | Self::Audit(_) | Self::Record(_) | Self::Replay(_) => {
-                true
-            }
+            Self::Run(_)
+            | Self::Check(_)
+            | Self::Audit(_)
+            | Self::Record(_)
+            | Self::Replay(_)
+            | Self::Doctor => true,
             Self::Report(_)
             | Self::Merge(_)
             | Self::Compare(_)
             | Self::Timeline(_)
             | Self::List(_)
-            | Self::Doctor
             | Self::Completions { .. }
             | Self::Man => false,
         }

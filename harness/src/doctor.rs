@@ -15,6 +15,7 @@ use crate::inject::decode::Asked;
 use crate::inject::runner::{Bound, Plain, Runner};
 use crate::inject::tracer::{How, Unfollowed, Watcher};
 use crate::lab::Lab;
+use crate::os::enclosure;
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
 use crate::poweroff_disk::Disks;
@@ -77,7 +78,9 @@ pub fn examine() -> Vec<Finding> {
         },
         Finding {
             what: "user namespaces and overlayfs",
-            needed: Needed::For("--sandbox"),
+            needed: Needed::For(
+                "a sandbox; without one programs are stopped before they change other files",
+            ),
             state: sandbox(),
             remedy: "set kernel.unprivileged_userns_clone and user.max_user_namespaces above 0 \
                      (on Ubuntu also kernel.apparmor_restrict_unprivileged_userns to 0), on Linux \
@@ -188,6 +191,9 @@ fn follow() -> std::result::Result<String, String> {
 }
 
 fn sandbox() -> std::result::Result<String, String> {
+    if let Some(why) = enclosure::refused() {
+        return Err(why);
+    }
     let ran = || -> Result<Plain> {
         let lab = Lab::new(None)?;
         let mut runner = Runner::new(&shell(true), &lab.room(0)?)?;
@@ -195,7 +201,9 @@ fn sandbox() -> std::result::Result<String, String> {
         runner.plain(None, Duration::from_secs(5))
     };
     match ran() {
-        Ok(Plain::Ended(Ended::Status(0))) => Ok("fixed paths can be redirected".to_owned()),
+        Ok(Plain::Ended(Ended::Status(0))) => {
+            Ok("programs can change nothing of this machine".to_owned())
+        }
         Ok(other) => Err(format!("a program in a sandbox ended with {other:?}")),
         Err(error) => Err(error.message),
     }

@@ -251,12 +251,19 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Copies the regular files, directories and symbolic links below `from` into `to`, which is made.
+/// Copies the regular files, directories and symbolic links below `from`, which is ours, into `to`, which is
+/// made.
 pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    Directory::open(from)?.copy_into(&Directory::open(to)?, u64::MAX)
+}
+
+/// The same of a directory of the user's, and no more than so many bytes.
+pub fn copy_users(from: &Path, to: &Path, bytes_max: u64) -> io::Result<()> {
     fs::create_dir_all(to)?;
     // The user may name a directory by a link.
     let from = fs::canonicalize(from)?;
-    Directory::open(&from)?.copy_into(&Directory::open(to)?)
+    Directory::open_users(&from)?.copy_into(&Directory::open(to)?, bytes_max)
 }
 
 #[cfg(test)]

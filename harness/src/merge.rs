@@ -122,7 +122,7 @@ fn merge_into(directory: &RunDirectory, plan: &Plan, parts: &[Part], all: bool) 
         let from = parts.iter().map(|part| part.directory.violation(id)).find(|path| path.is_dir());
         let Some(from) = from else { continue };
         let to = directory.violation(id);
-        let copied = fs::create_dir_all(&to).and_then(|()| lab::copy_tree(&from, &to));
+        let copied = fs::create_dir_all(&to).and_then(|()| lab::copy_users(&from, &to, u64::MAX));
         copied.context(format_args!("copy {}", from.display()))?;
     }
     let mut report = head(plan, parts, directory)?;

@@ -16,6 +16,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
 use crate::os::attributes;
@@ -41,16 +42,20 @@ pub enum Kind {
 
 /// An open directory.
 #[derive(Debug)]
-pub struct Directory(OwnedFd);
+pub struct Directory {
+    fd: OwnedFd,
+    /// Whether the modes of what is in it may be changed, so that it can be read and removed.
+    ours: bool,
+}
 
 const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 impl Directory {
-    /// Opens a directory by its path, which is trusted.
+    /// Opens a directory of ours by its path, which is trusted.
     pub fn open(path: &Path) -> io::Result<Self> {
         let open = || nix::fcntl::open(path, DIRECTORY, Mode::empty());
-        match open() {
+        let fd = match open() {
             Err(Errno::EACCES) => {
                 // A program may have taken the right to look at it away from itself.
                 let found = fs::symlink_metadata(path)?;
@@ -58,20 +63,26 @@ impl Directory {
                     return Err(Errno::EACCES.into());
                 }
                 fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-                Ok(Self(open()?))
+                open()?
             }
-            opened => Ok(Self(opened?)),
-        }
+            opened => opened?,
+        };
+        Ok(Self { fd, ours: true })
+    }
+
+    /// Opens a directory of the user's, of which nothing is changed.
+    pub fn open_users(path: &Path) -> io::Result<Self> {
+        Ok(Self { fd: nix::fcntl::open(path, DIRECTORY, Mode::empty())?, ours: false })
     }
 
     /// Its path now.
     pub fn path(&self) -> io::Result<PathBuf> {
-        fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+        fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// The names in it, in the order of their bytes.
     pub fn names(&self) -> io::Result<Vec<OsString>> {
-        let mut dir = Dir::from_fd(self.0.try_clone()?)?;
+        let mut dir = Dir::from_fd(self.fd.try_clone()?)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let entry = entry?;
@@ -81,14 +92,14 @@ impl Directory {
             }
         }
         // The clone shares the position with this descriptor.
-        let _ = nix::unistd::lseek(&self.0, 0, nix::unistd::Whence::SeekSet);
+        let _ = nix::unistd::lseek(&self.fd, 0, nix::unistd::Whence::SeekSet);
         names.sort();
         Ok(names)
     }
 
     /// What an entry is.
     pub fn kind(&self, name: &OsStr) -> io::Result<Kind> {
-        let found = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let found = fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         Ok(match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFDIR => Kind::Directory,
             SFlag::S_IFREG => Kind::File,
@@ -97,24 +108,29 @@ impl Directory {
         })
     }
 
-    /// A directory in it, even if its mode forbids to look at it.
+    /// A directory in it, even if its mode forbids to look at it, if it is ours.
     pub fn enter(&self, name: &OsStr) -> io::Result<Self> {
-        match openat(&self.0, name, DIRECTORY, Mode::empty()) {
-            Err(Errno::EACCES) if self.kind(name)? == Kind::Directory => {
+        match openat(&self.fd, name, DIRECTORY, Mode::empty()) {
+            Err(Errno::EACCES) if self.ours && self.kind(name)? == Kind::Directory => {
                 self.set_mode(name, 0o700)?;
-                Ok(Self(openat(&self.0, name, DIRECTORY, Mode::empty())?))
+                self.beside(openat(&self.fd, name, DIRECTORY, Mode::empty())?)
             }
-            opened => Ok(Self(opened?)),
+            opened => self.beside(opened?),
         }
     }
 
-    /// A regular file in it, to be read, even if its mode forbids that. What is no regular file is an error.
+    /// Another directory of the same owner.
+    fn beside(&self, fd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { fd, ours: self.ours })
+    }
+
+    /// A regular file in it, to be read, even if its mode forbids that and it is ours. What is no regular file is an error.
     pub fn read(&self, name: &OsStr) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = match openat(&self.0, name, flags, Mode::empty()) {
-            Err(Errno::EACCES) if self.kind(name)? == Kind::File => {
+        let file = match openat(&self.fd, name, flags, Mode::empty()) {
+            Err(Errno::EACCES) if self.ours && self.kind(name)? == Kind::File => {
                 self.set_mode(name, 0o600)?;
-                openat(&self.0, name, flags, Mode::empty())?
+                openat(&self.fd, name, flags, Mode::empty())?
             }
             opened => opened?,
         };
@@ -127,23 +143,23 @@ impl Directory {
 
     /// Where a symbolic link in it points.
     pub fn link(&self, name: &OsStr) -> io::Result<PathBuf> {
-        Ok(readlinkat(&self.0, name)?.into())
+        Ok(readlinkat(&self.fd, name)?.into())
     }
 
     /// Sets the mode of an entry that is no symbolic link.
     fn set_mode(&self, name: &OsStr, mode: u32) -> io::Result<()> {
         let mode = Mode::from_bits_truncate(mode);
-        Ok(fchmodat(&self.0, name, mode, FchmodatFlags::FollowSymlink)?)
+        Ok(fchmodat(&self.fd, name, mode, FchmodatFlags::FollowSymlink)?)
     }
 
     /// Gives an entry to a user; a symbolic link is given itself.
     pub fn give(&self, name: &OsStr, uid: Uid, gid: Gid) -> io::Result<()> {
-        Ok(fchownat(&self.0, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
+        Ok(fchownat(&self.fd, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
     /// Makes a directory in it, unless there is one, and opens it.
     pub fn make(&self, name: &OsStr) -> io::Result<Self> {
-        match mkdirat(&self.0, name, Mode::from_bits_truncate(0o755)) {
+        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
             Ok(()) | Err(Errno::EEXIST) => self.enter(name),
             Err(error) => Err(error.into()),
         }
@@ -152,7 +168,7 @@ impl Directory {
     /// The directory at a path below this one, made where it is missing. A path that would lead out, or goes
     /// by a symbolic link, is an error.
     pub fn make_all(&self, path: &Path) -> io::Result<Self> {
-        let mut directory = Self(self.0.try_clone()?);
+        let mut directory = self.beside(self.fd.try_clone()?)?;
         for component in path.components() {
             match component {
                 Component::Normal(name) => directory = directory.make(name)?,
@@ -181,19 +197,19 @@ impl Directory {
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(0o644);
-        File::from(openat(&parent.0, name, flags, mode)?).write_all(bytes)
+        File::from(openat(&parent.fd, name, flags, mode)?).write_all(bytes)
     }
 
     /// Makes a symbolic link at a path below this directory. Where it points is not looked at.
     pub fn symlink(&self, target: &Path, path: &Path) -> io::Result<()> {
         let (parent, name) = self.parent_of(path)?;
-        Ok(symlinkat(target, &parent.0, name)?)
+        Ok(symlinkat(target, &parent.fd, name)?)
     }
 
     /// Removes an entry with all that is in it, however deep, whatever its modes are.
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
         // What is too deep is moved up here, and removed in turn.
-        let mut hoisted = Hoisted { top: self.0.as_fd(), names: Vec::new(), count: 0 };
+        let mut hoisted = Hoisted { top: self.fd.as_fd(), names: Vec::new(), count: 0 };
         self.remove_into(name, 0, &mut hoisted)?;
         while let Some(name) = hoisted.names.pop() {
             self.remove_into(&name, 0, &mut hoisted)?;
@@ -206,7 +222,7 @@ impl Directory {
             return self.unlink(name, UnlinkatFlags::NoRemoveDir);
         }
         if depth >= DEPTH_MAX {
-            return hoisted.take(self.0.as_fd(), name);
+            return hoisted.take(self.fd.as_fd(), name);
         }
         let directory = self.enter(name)?;
         for name in directory.names()? {
@@ -216,20 +232,20 @@ impl Directory {
     }
 
     fn unlink(&self, name: &OsStr, flags: UnlinkatFlags) -> io::Result<()> {
-        match unlinkat(&self.0, name, flags) {
+        match unlinkat(&self.fd, name, flags) {
             Err(Errno::EACCES | Errno::EPERM) => {
                 // The directory may be read-only, or one of both immutable.
-                attributes::make_mutable(self.0.as_raw_fd());
+                attributes::make_mutable(self.fd.as_raw_fd());
                 if let Ok(file) = openat(
-                    &self.0,
+                    &self.fd,
                     name,
                     OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
                     Mode::empty(),
                 ) {
                     attributes::make_mutable(file.as_raw_fd());
                 }
-                let _ = nix::sys::stat::fchmod(&self.0, Mode::from_bits_truncate(0o700));
-                Ok(unlinkat(&self.0, name, flags)?)
+                let _ = nix::sys::stat::fchmod(&self.fd, Mode::from_bits_truncate(0o700));
+                Ok(unlinkat(&self.fd, name, flags)?)
             }
             other => Ok(other?),
         }
@@ -272,32 +288,45 @@ impl Directory {
     }
 
     /// Copies the regular files, directories and symbolic links in it into another one. Holes stay holes.
-    pub fn copy_into(&self, to: &Self) -> io::Result<()> {
-        self.copy_below(to, 0)
+    ///
+    /// More than `bytes_max` bytes, or what has no size, such as `/proc`, is an error.
+    pub fn copy_into(&self, to: &Self, bytes_max: u64) -> io::Result<()> {
+        let kind = nix::sys::statfs::fstatfs(&self.fd)?.filesystem_type();
+        if [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&kind) {
+            return Err(io::Error::other("it is no directory of files, but the kernel's own"));
+        }
+        let mut left = bytes_max;
+        self.copy_below(to, 0, &mut left)
     }
 
-    fn copy_below(&self, to: &Self, depth: usize) -> io::Result<()> {
+    fn copy_below(&self, to: &Self, depth: usize, left: &mut u64) -> io::Result<()> {
         if depth > DEPTH_MAX {
             let what = format!("directories are nested deeper than {DEPTH_MAX}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         for name in self.names()? {
             match self.kind(&name)? {
-                Kind::Directory => self.enter(&name)?.copy_below(&to.make(&name)?, depth + 1)?,
-                Kind::Link => symlinkat(&*self.link(&name)?, &to.0, &*name)?,
-                Kind::File => self.copy_file(&name, to)?,
+                Kind::Directory => {
+                    self.enter(&name)?.copy_below(&to.make(&name)?, depth + 1, left)?
+                }
+                Kind::Link => symlinkat(&*self.link(&name)?, &to.fd, &*name)?,
+                Kind::File => self.copy_file(&name, to, left)?,
                 Kind::Other { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn copy_file(&self, name: &OsStr, to: &Self) -> io::Result<()> {
+    fn copy_file(&self, name: &OsStr, to: &Self, left: &mut u64) -> io::Result<()> {
         let from = self.read(name)?;
+        let length = from.metadata()?.len();
+        *left = left.checked_sub(length).ok_or_else(|| {
+            io::Error::other("it holds more bytes than --max-data lets a program write")
+        })?;
         let mode = from.metadata()?.permissions().mode() & 0o7777;
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let made = File::from(openat(&to.0, name, flags, Mode::from_bits_truncate(0o600))?);
+        let made = File::from(openat(&to.fd, name, flags, Mode::from_bits_truncate(0o600))?);
         copy_data(&from, &made)?;
         made.set_permissions(fs::Permissions::from_mode(mode))
     }
@@ -454,18 +483,32 @@ mod tests {
     #[test]
     fn a_copy_has_files_directories_and_links_and_stays_sparse() {
         use std::os::unix::fs::MetadataExt;
-        let ((from_path, from), (to_path, to)) = (top(), top());
+        let ((from_path, from), (_half, to)) = (top(), top());
         from.write(Path::new("d/file"), b"text").unwrap();
         from.symlink(Path::new("/etc"), Path::new("link")).unwrap();
         let sparse = File::create(from_path.path().join("sparse")).unwrap();
         sparse.set_len(64 << 20).unwrap();
         nix::unistd::mkfifo(&from_path.path().join("fifo"), Mode::S_IRWXU).unwrap();
-        from.copy_into(&to).unwrap();
+        from.copy_into(&to, 64 << 20).unwrap_err();
+        from.remove(OsStr::new("fifo")).unwrap();
+        let (to_path, to) = top();
+        from.copy_into(&to, u64::MAX).unwrap();
         assert_eq!(fs::read(to_path.path().join("d/file")).unwrap(), b"text");
         assert_eq!(fs::read_link(to_path.path().join("link")).unwrap(), Path::new("/etc"));
         let copied = fs::metadata(to_path.path().join("sparse")).unwrap();
         assert_eq!((copied.len(), copied.blocks()), (64 << 20, 0));
         assert!(!to_path.path().join("fifo").exists());
+    }
+
+    #[test]
+    fn the_modes_of_what_is_the_users_stay_as_they_are() {
+        let (top, _) = top();
+        let closed = top.path().join("closed");
+        fs::create_dir(&closed).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+        // Root may look at it all the same.
+        let _ = Directory::open_users(top.path()).unwrap().enter(OsStr::new("closed"));
+        assert_eq!(fs::metadata(&closed).unwrap().permissions().mode() & 0o777, 0);
     }
 
     #[test]

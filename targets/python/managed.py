@@ -219,6 +219,8 @@ class StateManager:
 
     def close(self):
         if self._lock is not None:
+            # A child that was forked meanwhile has the file open, too.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 

@@ -65,6 +65,16 @@ pub fn read_file(path: &Path, expected_bytes: usize) -> io::Result<Vec<u8>> {
 #[derive(Debug, Default)]
 pub struct Disk {
     files: Vec<Option<File>>,
+    /// The files whose locks it holds.
+    locked: Vec<FileId>,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        for file in std::mem::take(&mut self.locked) {
+            self.unlock(file);
+        }
+    }
 }
 
 impl Disk {
@@ -73,6 +83,15 @@ impl Disk {
             .get_mut(file.0)
             .and_then(Option::as_mut)
             .ok_or_else(|| io::Error::other("the file is not open"))
+    }
+
+    /// Gives a lock back. Closing alone would not do: a child that another thread has just forked holds the
+    /// file open, and the lock with it, until it executes its program.
+    fn unlock(&mut self, file: FileId) {
+        if let Ok(file) = self.file(file) {
+            // A lock that can't be given back goes with the last descriptor.
+            let _ = file.unlock();
+        }
     }
 }
 
@@ -104,6 +123,10 @@ impl Storage for Disk {
 
     fn close(&mut self, file: FileId) -> io::Result<()> {
         self.file(file)?;
+        if let Some(place) = self.locked.iter().position(|locked| *locked == file) {
+            self.locked.swap_remove(place);
+            self.unlock(file);
+        }
         self.files[file.0] = None;
         Ok(())
     }
@@ -122,7 +145,10 @@ impl Storage for Disk {
 
     fn try_lock(&mut self, file: FileId) -> io::Result<bool> {
         match self.file(file)?.try_lock() {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.locked.push(file);
+                Ok(true)
+            }
             Err(std::fs::TryLockError::WouldBlock) => Ok(false),
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
@@ -145,5 +171,21 @@ mod tests {
             std::fs::write(&path, vec![7; length]).unwrap();
             assert_eq!(read_file(&path, 10).unwrap().len(), length);
         }
+    }
+
+    #[test]
+    fn a_lock_is_given_back_even_if_a_child_has_the_file_open_still() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let mut disk = Disk::default();
+        let file = disk.open(&path, Open::Overwrite).unwrap();
+        assert!(disk.try_lock(file).unwrap());
+        // As a child has it between fork and exec.
+        let _inherited = disk.file(file).unwrap().try_clone().unwrap();
+        let mut other = Disk::default();
+        let again = other.open(&path, Open::Overwrite).unwrap();
+        assert!(!other.try_lock(again).unwrap());
+        drop(disk);
+        assert!(other.try_lock(again).unwrap());
     }
 }

@@ -119,12 +119,16 @@ impl Runner {
             sandbox.renew().context("renew the sandbox")?;
         }
         let root = &self.scope.root;
-        let made = lab::remove_tree(root).and_then(|()| match &self.init {
-            Some(init) => lab::copy_tree(init, root),
-            None => fs::create_dir(root),
-        });
-        let made = made.and_then(|()| self.hand_over());
+        let made = lab::remove_tree(root).and_then(|()| fs::create_dir(root));
         made.context(format_args!("make {}", root.display()))?;
+        if let Some(init) = &self.init {
+            let copied = lab::copy_users(init, root, self.limits.data_bytes);
+            copied.map_err(|error| {
+                Error::usage(format!("cannot copy --init {}: {error}", init.display()))
+                    .help("name a directory with the files that the program starts with")
+            })?;
+        }
+        self.hand_over().context(format_args!("give {} away", root.display()))?;
         self.output.reset().context("read what the program printed")
     }
 

@@ -14,7 +14,7 @@ use crate::fault::FaultKind;
 use crate::inject::checks::quoted;
 use crate::lab;
 use crate::os::enclosure::{self, Role};
-use crate::os::process::Ended;
+use crate::os::process::{self, Ended};
 use crate::os::signals;
 use crate::power::lower::lower;
 use crate::power::profile::Profile;
@@ -42,6 +42,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitStatus> {
         match enclosure::enter().context("start a process")? {
             Role::Outer(Ended::Status(status)) => return Ok(ExitStatus::of_code(status)),
             Role::Outer(Ended::Signal(signal)) => {
+                // A signal that is meant for a command ends it as it ends any other.
+                process::end_like(signal);
                 return Err(Error::internal(format!("crashtest was ended by signal {signal}"))
                     .help("what was done is kept; `crashtest run --resume RUN` goes on with it"));
             }

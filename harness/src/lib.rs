@@ -52,6 +52,7 @@ pub mod power;
 pub mod report;
 pub mod shard;
 pub mod state_files;
+pub mod state_found;
 pub mod steps;
 pub mod suggest;
 pub mod sweep;

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::baseline::{Unbroken, listed, unbroken};
+use crate::baseline::{Unbroken, unbroken};
 use crate::error::{Error, Result};
 use crate::inject::recorder::Hesitates;
 use crate::inject::runner::Runner;
 use crate::op::{Op, Trace};
 use crate::os::enclosure;
+use crate::state_found::listed;
 use crate::subject::Command;
 
 /// The baseline run that shows whether the program changes files outside its trial directory; from then on

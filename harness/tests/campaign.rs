@@ -223,7 +223,7 @@ impl Campaign {
         if !left.is_empty() {
             return Err(format!("after --resume {left:?} are left: {case:?}"));
         }
-        let temporary = walk(&path.join("results")).into_iter().find(|file| file.contains(".tmp"));
+        let temporary = walk(&path.join("results")).into_iter().find(|file| file.ends_with(".tmp"));
         if let Some(file) = temporary {
             return Err(format!("{file} is left in the results: {case:?}"));
         }

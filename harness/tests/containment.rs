@@ -372,7 +372,7 @@ fn a_state_outside_of_the_trial_directory_is_redirected_and_judged_or_refused() 
     let off = [("STATE", &*state_text), ("CRASHTEST_NAMESPACES", "off")];
     let (status, text) = in_directory(directory.path(), &words, &off);
     assert_eq!((status, fs::read_to_string(&state).unwrap()), (3, "precious".to_owned()), "{text}");
-    for part in [&*state_text, "openat", "outside.py:5", "--allow-write"] {
+    for part in [&*state_text, "openat", "outside.py:4", "--allow-write"] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

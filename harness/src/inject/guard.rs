@@ -282,7 +282,7 @@ impl Guard {
         let path = path?;
         let allowed = self.allowed.iter().any(|place| path.starts_with(place));
         (!allowed && !is_harmless(&path) && would_change(&path, change))
-            .then(|| Trespass { call, victim: Victim::File(path) })
+            .then_some(Trespass { call, victim: Victim::File(path) })
     }
 }
 

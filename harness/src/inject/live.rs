@@ -76,7 +76,7 @@ impl LiveResident {
         }
         client.as_mut().unwrap_or(&mut server).output.keep_acks();
         let acked = place.parent().unwrap_or(place).join("acked");
-        let check = Shell::new(check, command, &root, None)?;
+        let check = Shell::new(check, command, &root, server.sandbox())?;
         Ok(Self { server, client, check, live, limits: command.limits, acked })
     }
 
@@ -123,7 +123,8 @@ impl LiveResident {
                 let _ = kill(server, Signal::SIGTERM);
                 process::wait_at_most(server, END_MAX)?;
             }
-            process::end_descendants().map(drop)
+            process::end_descendants()?;
+            self.server.sandbox().map_or(Ok(()), |sandbox| sandbox.end_all())
         });
         self.server.started()?;
         ran.context("run the program")?;

@@ -32,6 +32,7 @@ pub mod recorder;
 pub mod resident;
 pub mod runner;
 pub mod striker;
+pub mod survivors;
 pub mod tracer;
 pub mod transfer;
 

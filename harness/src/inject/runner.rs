@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::io::Read;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use super::checks::quoted;
 use super::decode::{Asked, Scope, is_cache};
 use super::guard::{Guard, MORE_CALLS, Trespass};
 use super::output::Output;
+use super::survivors::{collect, is_whiteout};
 use super::tracer::{Bounds, How, Ran, Tracer, Unfollowed, Watcher};
 use crate::armed::{Action, Follows};
 use crate::command_line;
@@ -35,7 +35,6 @@ use crate::outcome::{Content, Survivor};
 use crate::sandbox::let_through;
 use crate::state_files::StateFiles;
 use crate::subject::{Command, Limits};
-use crate::tree::{Directory, Kind};
 
 /// Starts one program in one room.
 pub struct Runner {
@@ -356,13 +355,6 @@ impl Runner {
     }
 }
 
-/// Whether a name in an upper layer says that there is no such file.
-fn is_whiteout(upper: &Path, path: &Path) -> bool {
-    let path = upper.join(path.strip_prefix("/").unwrap_or(path));
-    fs::symlink_metadata(path)
-        .is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
-}
-
 /// Starts a program, in the sandbox if there is one.
 fn start(
     program: &Program,
@@ -375,93 +367,6 @@ fn start(
             sandbox.fork_inside(|| spawn::spawn(program, pipes, trace, || sandbox.enter()))?
         }
         None => spawn::spawn(program, pipes, trace, || Ok(())),
-    }
-}
-
-/// Collects what lies below `root`; `below` is put before the paths.
-fn collect(
-    root: &Path,
-    below: &Path,
-    state: &StateFiles,
-    limit: u64,
-    survivor: &mut Survivor,
-) -> io::Result<()> {
-    let (mut count, mut left) = (0, limit);
-    Directory::open(root)?.each(&mut |directory, path, name, kind| {
-        count += 1;
-        if count > ENTRIES_MAX {
-            let what = format!("it holds more than {ENTRIES_MAX} files");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        let path = below.join(path);
-        if kind == Kind::Directory {
-            if let StateFiles::Found(files) = state
-                && files.contains(&path)
-            {
-                survivor.files.insert(path, Content::Other("a directory".to_owned()));
-            }
-        } else if state.contains(&path) {
-            let content = match kind {
-                Kind::Link => linked(root, directory, name, left),
-                _ => Some(content(directory, name, left)),
-            };
-            if let Some(Content::Bytes(bytes)) = &content {
-                left -= bytes.len() as u64;
-            }
-            survivor.files.extend(content.map(|content| (path, content)));
-        } else {
-            survivor.others.push(path);
-        }
-        Ok(())
-    })
-}
-
-/// How many names a program may leave.
-const ENTRIES_MAX: usize = 200_000;
-
-/// What a symbolic link in the tree leads to, as the program's own load would find it; `None` when it leads
-/// nowhere. What lies outside the tree is not looked at.
-fn linked(root: &Path, directory: &Directory, name: &OsStr, limit: u64) -> Option<Content> {
-    let target = directory.link(name).unwrap_or_default();
-    let here = directory.path().ok()?;
-    let found = match fs::canonicalize(here.join(&target)) {
-        Ok(found) => found,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => return Some(Content::Other(format!("not readable: {error}"))),
-    };
-    let inside = fs::canonicalize(root).is_ok_and(|root| found.starts_with(root));
-    let (true, Some(parent), Some(name)) = (inside, found.parent(), found.file_name()) else {
-        let what = format!("a link to {}, outside the trial directory", target.display());
-        return Some(Content::Other(what));
-    };
-    Some(match Directory::open(parent) {
-        Ok(parent) => content(&parent, name, limit),
-        Err(error) => Content::Other(format!("not readable: {error}")),
-    })
-}
-
-/// What a name holds that is no symbolic link.
-fn content(directory: &Directory, name: &OsStr, limit: u64) -> Content {
-    let other = |what: &str| Content::Other(what.to_owned());
-    match directory.kind(name) {
-        Ok(Kind::File) => {}
-        Ok(Kind::Directory) => return other("a directory"),
-        Ok(Kind::Link | Kind::Other { .. }) => return other("no regular file"),
-        Err(error) => return Content::Other(format!("not readable: {error}")),
-    }
-    let read = directory.read(name).and_then(|mut file| {
-        let length = file.metadata()?.len();
-        if length > limit {
-            return Ok(Err(length));
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(Ok(bytes))
-    });
-    match read {
-        Ok(Ok(bytes)) => Content::Bytes(bytes),
-        Ok(Err(length)) => Content::Other(format!("{length} bytes long, more than is read")),
-        Err(error) => Content::Other(format!("not readable: {error}")),
     }
 }
 

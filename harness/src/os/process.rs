@@ -61,8 +61,18 @@ pub fn end_by_pipe() -> ! {
     end_by(Signal::SIGPIPE)
 }
 
+/// Ends this process by a signal that has ended the process that did its work, if it is one by which commands
+/// are ended.
+pub fn end_like(signal: i32) {
+    let usual =
+        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGTERM];
+    if let Some(signal) = usual.into_iter().find(|one| *one as i32 == signal) {
+        end_by(signal)
+    }
+}
+
 /// Ends this process by a signal, as if nothing had caught it.
-pub fn end_by(signal: Signal) -> ! {
+fn end_by(signal: Signal) -> ! {
     // SAFETY: the default action is no handler that could be called.
     let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
     let _ = kill(getpid(), signal);

@@ -1,6 +1,8 @@
 //! Which of a program's files are its state.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -57,7 +59,7 @@ pub fn choose(
     let is_companion = |path: &&PathBuf| {
         says_companion(path)
             || passing.contains(*path)
-            || changed.iter().any(|other| extends(path, other))
+            || extends_one(path, changed)
     };
     let (companions, state): (BTreeSet<_>, BTreeSet<_>) =
         changed.iter().partition(|path| is_companion(path));
@@ -80,12 +82,12 @@ fn says_companion(path: &Path) -> bool {
     in_backups || called_backup || ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
-/// Whether `path` is the name of `other`, in the same directory, with more behind it.
-fn extends(path: &Path, other: &Path) -> bool {
-    let (Some(name), Some(base)) = (path.file_name(), other.file_name()) else { return false };
-    let rest = name.as_encoded_bytes().strip_prefix(base.as_encoded_bytes());
-    path.parent() == other.parent()
-        && rest.is_some_and(|rest| matches!(rest.first(), Some(b'.' | b'-' | b'_' | b'~')))
+/// Whether `path` is the name of one of `others`, in the same directory, with more behind it.
+fn extends_one(path: &Path, others: &BTreeSet<PathBuf>) -> bool {
+    let Some(name) = path.file_name().map(OsStr::as_bytes) else { return false };
+    let ends = name.iter().enumerate().skip(1).filter(|(_, byte)| b".-_~".contains(byte));
+    let mut bases = ends.map(|(end, _)| path.with_file_name(OsStr::from_bytes(&name[..end])));
+    bases.any(|base| others.contains(&base))
 }
 
 /// Names of files that a program leaves when nothing goes wrong. Numbers in them count for nothing:

@@ -86,12 +86,15 @@ pub fn listed(names: impl ExactSizeIterator<Item = String>) -> String {
 /// link leads to.
 fn passing(trace: &Trace) -> BTreeSet<PathBuf> {
     let done = || trace.ops.iter().filter(|op| op.succeeded());
-    let target = |path: &PathBuf| {
-        done().any(|op| matches!(&op.effect, Effect::Rename { to, .. } if to == path))
-    };
+    let targets: BTreeSet<&PathBuf> = done()
+        .filter_map(|op| match &op.effect {
+            Effect::Rename { to, .. } => Some(to),
+            _ => None,
+        })
+        .collect();
     let names = done().filter_map(|op| match &op.effect {
         // A state that is moved away for its successor is no temp file.
-        Effect::Rename { from, .. } if target(from) => None,
+        Effect::Rename { from, .. } if targets.contains(from) => None,
         Effect::Rename { from, .. } => Some(from.clone()),
         Effect::Symlink { target, path } => {
             let directory = path.parent().unwrap_or(Path::new(""));

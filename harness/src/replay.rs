@@ -178,6 +178,10 @@ fn directory_to_keep(kept: &Kept, keep: Option<&Path>) -> Result<PathBuf> {
     Ok(match keep {
         Some(directory) => {
             fs::create_dir_all(directory).context(format_args!("make {}", directory.display()))?;
+            if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+                return Err(Error::usage(format!("{} is not empty", directory.display()))
+                    .help("name a new directory with --keep"));
+            }
             fs::canonicalize(directory).context(format_args!("find {}", directory.display()))?
         }
         None => tempfile::Builder::new()

@@ -428,15 +428,15 @@ fn a_reader_that_goes_away_and_a_full_disk_are_plain_errors() {
             .output()
             .unwrap()
     };
-    let run = "\"$CRASHTEST\" run --trials 5";
+    let run = "\"$CRASHTEST\" run";
     let gone =
-        shell(&format!("{run} -- \"$HOSTILE\" nothing 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}"));
+        shell(&format!("{run} --trials 5 -- \"$HOSTILE\" nothing 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}"));
     // 141 is how a shell shows SIGPIPE; a run that was faster than its reader ends well.
     assert!(matches!(gone.status.code(), Some(0 | 141)), "{gone:?}");
-    let full = shell(&format!("{run} -- \"$HOSTILE\" nothing >/dev/full"));
+    let full = shell(&format!("{run} --trials 5 -- \"$HOSTILE\" nothing >/dev/full"));
     assert_eq!(full.status.code(), Some(5), "{full:?}");
     assert!(String::from_utf8_lossy(&full.stderr).contains("cannot write to stdout"), "{full:?}");
-    let full = shell(&format!("{run} -- \"$HOSTILE\" nothing 2>/dev/full"));
+    let full = shell(&format!("{run} --trials 5 -- \"$HOSTILE\" nothing 2>/dev/full"));
     assert_eq!(full.status.code(), Some(5), "{full:?}");
     if has("root", geteuid().is_root()) {
         let small = "mkdir small && mount -t tmpfs -o size=64k none small && head -c 40000 /dev/zero >small/taken";

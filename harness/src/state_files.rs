@@ -57,9 +57,7 @@ pub fn choose(
     passing: &BTreeSet<PathBuf>,
 ) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
     let is_companion = |path: &&PathBuf| {
-        says_companion(path)
-            || passing.contains(*path)
-            || extends_one(path, changed)
+        says_companion(path) || passing.contains(*path) || extends_one(path, changed)
     };
     let (companions, state): (BTreeSet<_>, BTreeSet<_>) =
         changed.iter().partition(|path| is_companion(path));

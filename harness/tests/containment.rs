@@ -429,8 +429,9 @@ fn a_reader_that_goes_away_and_a_full_disk_are_plain_errors() {
             .unwrap()
     };
     let run = "\"$CRASHTEST\" run";
-    let gone =
-        shell(&format!("{run} --trials 5 -- \"$HOSTILE\" nothing 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}"));
+    let gone = shell(&format!(
+        "{run} --trials 5 -- \"$HOSTILE\" nothing 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}"
+    ));
     // 141 is how a shell shows SIGPIPE; a run that was faster than its reader ends well.
     assert!(matches!(gone.status.code(), Some(0 | 141)), "{gone:?}");
     let full = shell(&format!("{run} --trials 5 -- \"$HOSTILE\" nothing >/dev/full"));

@@ -64,8 +64,7 @@ pub fn end_by_pipe() -> ! {
 /// Ends this process by a signal that has ended the process that did its work, if it is one by which commands
 /// are ended.
 pub fn end_like(signal: i32) {
-    let usual =
-        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGTERM];
+    let usual = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGPIPE, Signal::SIGTERM];
     if let Some(signal) = usual.into_iter().find(|one| *one as i32 == signal) {
         end_by(signal)
     }

@@ -138,8 +138,10 @@ const LOCKED_MAX: Duration = Duration::from_secs(20);
 impl Drop for Lab {
     fn drop(&mut self) {
         sandbox::release(self.path());
-        // What is still there after this is removed by the janitor.
-        let _ = remove_tree(self.path());
+        // The lock goes last: the janitor, or the next run, removes what is still there after this.
+        if empty(self.path(), Some(LOCK.as_ref())).is_ok() {
+            let _ = remove_tree(self.path());
+        }
     }
 }
 

@@ -194,7 +194,8 @@ impl Planner {
     }
 }
 
-fn mount_points() -> Result<BTreeSet<PathBuf>> {
+/// Where something is mounted, as this process sees it.
+pub fn mount_points() -> Result<BTreeSet<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect())
 }

@@ -221,6 +221,10 @@ impl Directory {
         if self.kind(name)? != Kind::Directory {
             return self.unlink(name, UnlinkatFlags::NoRemoveDir);
         }
+        // What is mounted there is not part of the tree: it may be the machine's.
+        if attributes::is_mounted_on(self.fd.as_raw_fd(), name)? {
+            return Err(Errno::EBUSY.into());
+        }
         if depth >= DEPTH_MAX {
             return hoisted.take(self.fd.as_fd(), name);
         }

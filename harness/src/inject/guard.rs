@@ -102,6 +102,8 @@ pub const MORE_CALLS: &[i64] = &[
     libc::SYS_tkill,
     libc::SYS_tgkill,
     libc::SYS_ptrace,
+    libc::SYS_mount,
+    libc::SYS_umount2,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
@@ -244,6 +246,20 @@ impl Guard {
             let is_own = target == 0 || own.contains(&Pid::from_raw(target.abs()));
             let victim = Victim::Process(target);
             return Ok((!is_own || target == -1).then_some(Trespass { call, victim }));
+        }
+        // A mount outlives the program, wherever it is.
+        let mounted = match number {
+            libc::SYS_mount => Some(("mount", arguments[1])),
+            libc::SYS_umount2 => Some(("umount2", arguments[0])),
+            _ => None,
+        };
+        if let Some((call, path)) = mounted
+            && geteuid().is_root()
+        {
+            let path = thread.read_string(path)?;
+            let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+            let path = process.resolved(None, path, true);
+            return Ok(path.map(|path| Trespass { call, victim: Victim::File(path) }));
         }
         if number == libc::SYS_bind {
             let path = process.socket(arguments)?;

@@ -1,6 +1,9 @@
-//! Attributes of files that only root can set, such as immutable.
+//! What is special about a file: attributes that only root can set, and that it is the root of a mount.
 
+use std::ffi::{CString, OsStr};
+use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 
@@ -22,4 +25,18 @@ pub fn make_mutable(file: RawFd) {
     // SAFETY: the kernel reads one number from `flags`, which outlives the call. If it refuses, the file
     // stays as it is, and its removal says so.
     let _ = unsafe { libc::ioctl(file, FS_IOC_SETFLAGS, &raw const flags) };
+}
+
+/// Whether something is mounted on an entry of an open directory (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8). An older
+/// kernel does not tell, and the answer is no.
+pub fn is_mounted_on(directory: RawFd, name: &OsStr) -> io::Result<bool> {
+    let name = CString::new(name.as_bytes())?;
+    // SAFETY: all zeros is a `struct statx`.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: `name` is a C string, and the kernel writes one `struct statx` to `found`; both outlive the call.
+    let done = unsafe { libc::statx(directory, name.as_ptr(), flags, 0, &raw mut found) };
+    Errno::result(done)?;
+    let known = found.stx_attributes & found.stx_attributes_mask;
+    Ok(known & (libc::STATX_ATTR_MOUNT_ROOT as u64) != 0)
 }

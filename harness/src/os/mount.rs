@@ -35,6 +35,11 @@ pub fn make_private() -> nix::Result<()> {
     Ok(())
 }
 
+/// Whether the mounts that this process makes are seen by no other run.
+pub fn are_own() -> bool {
+    OWNER.load(Ordering::Relaxed) == getpid().as_raw()
+}
+
 /// Tells [`make_private`] that this process has mounts of its own.
 pub fn has_own_mounts() {
     OWNER.store(getpid().as_raw(), Ordering::Relaxed);

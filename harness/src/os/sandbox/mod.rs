@@ -113,19 +113,18 @@ pub fn share(room: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the mounts of rooms below `base` away again, so that it can be removed.
+/// Takes all mounts below `base` away again that this process has made in mounts of its own, so that it can be
+/// removed.
 pub fn release(base: &Path) {
-    let this = getpid().as_raw();
-    SHARED.with_borrow_mut(|shared| {
-        shared.retain(|(owner, room)| {
-            let released = *owner == this && room.starts_with(base);
-            if released {
-                // What can't be unmounted goes with this process.
-                let _ = umount2(room, MntFlags::MNT_DETACH);
-            }
-            !released
-        });
-    });
+    if !super::mount::are_own() {
+        return;
+    }
+    let mounts = crate::sandbox::mount_points().unwrap_or_default();
+    // The deepest first; several may lie at one place.
+    for place in mounts.iter().rev().filter(|place| place.starts_with(base)) {
+        while umount2(place, MntFlags::MNT_DETACH).is_ok() {}
+    }
+    SHARED.with_borrow_mut(|shared| shared.retain(|(_, room)| !room.starts_with(base)));
 }
 
 /// The sandbox of a room, made if there is none; `None` where this machine refuses namespaces.

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match commands::dispatch(Cli::parse()) {
         Ok(status) => status.into(),
         Err(error) => {
-            // Where nobody can read it, the status says that something went wrong.
+            // If stderr is closed, the exit status alone says that something went wrong.
             let _ = writeln!(std::io::stderr(), "error: {error}");
             error.status.into()
         }

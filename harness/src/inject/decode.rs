@@ -108,8 +108,8 @@ impl Scope {
     }
 }
 
-/// Whether a file outside the trial directory is one that Python compiles modules to: it is made anew
-/// whenever it is missing, and is no state.
+/// Whether a file outside the trial directory is a Python module that was compiled. Python makes it again when
+/// it is missing, so that it is no state.
 #[must_use]
 pub fn is_cache(path: &Path) -> bool {
     path.iter().any(|name| name == "__pycache__")

@@ -63,7 +63,7 @@ pub fn enter() -> io::Result<Role> {
     }
     let (says, ready) = io::pipe()?;
     let (outer_lives, outer) = io::pipe()?;
-    // Their values in the parent's namespace: without a map a process has the ids of nobody.
+    // Their values in the parent's namespace: without a map a process shows the overflow ids.
     let ids = (geteuid(), getegid());
     let mut flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
     if !ids.0.is_root() {

@@ -183,7 +183,7 @@ pub fn close_from(first: i32, kept: &[i32]) {
     kept.sort_unstable();
     let mut from = first;
     for fd in kept.into_iter().chain([i32::MAX]) {
-        // SAFETY: close_range takes numbers; whoever calls this uses none of these descriptors any more.
+        // SAFETY: close_range takes numbers; the caller uses none of these descriptors any more.
         let _ = unsafe { libc::syscall(libc::SYS_close_range, from, fd - 1, 0) };
         from = fd.saturating_add(1);
     }

@@ -2,8 +2,7 @@
 //! change nothing of it.
 //!
 //! A sandbox belongs to one room of one worker and lives as long as that. Entering it costs a program two or
-//! three system calls; only what a trial has really written outside its directory is thrown away and made
-//! anew. It has
+//! three system calls. What a trial has written outside its directory is thrown away after it. A sandbox has
 //!
 //! - a mount namespace, whose root is put together by [`mounts`],
 //! - a PID namespace with an [`init`] of its own, so that no process outlives its trial,
@@ -73,7 +72,7 @@ fn enter(mounts: &OwnedFd, user: Option<&OwnedFd>) -> nix::Result<()> {
     user.map_or(Ok(()), |user| setns(user, CloneFlags::CLONE_NEWUSER))
 }
 
-/// What is made anew after a program has written where it can't be undone otherwise.
+/// What is made again after a program has written where that can't be undone otherwise.
 #[derive(Debug)]
 struct Inner {
     mounts: OwnedFd,

@@ -17,7 +17,6 @@ use crate::os::signals;
 use crate::os::spawn::{self, User};
 use crate::outcome::{Check, CheckKind, Content, Survivor};
 use crate::subject::Command;
-use crate::tree;
 
 /// The checks of one subject, ready to be run.
 pub struct Checks {

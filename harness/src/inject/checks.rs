@@ -77,8 +77,8 @@ impl Checks {
 fn schema(path: &Path) -> Result<Box<dyn JsonCheck>> {
     let wrong =
         |why: String| Error::usage(format!("cannot use the schema {}: {why}", path.display()));
-    let bytes =
-        tree::read_named(path, tree::TEXT_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
+    let bytes = crate::tree::read_named(path, crate::tree::TEXT_BYTES_MAX)
+        .map_err(|error| wrong(error.to_string()))?;
     let value = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
     let schema = jsonschema::validator_for(&value).map_err(|error| wrong(error.to_string()))?;
     Ok(Box::new(schema))

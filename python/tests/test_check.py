@@ -44,7 +44,10 @@ def test_an_in_place_save_is_a_violation_that_can_be_replayed(in_place: str) -> 
     again = re.search(r"again:  (crashtest replay .*)", message)
     assert again, message
     replay = [crashtest.binary(), *shlex.split(again[1])[1:]]
+    # Values of the environment are not kept: the replay asks for them by name.
     shown = subprocess.run(replay, capture_output=True, text=True)
+    assert shown.returncode == 2 and "--env VERSIONS=VALUE" in shown.stderr, shown.stderr
+    shown = subprocess.run([*replay, "--env", "VERSIONS=2"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "verdict:" in shown.stdout
 

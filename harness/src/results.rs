@@ -194,7 +194,7 @@ impl RunDirectory {
         let places = violations.map(|entry| entry.path()).chain([self.path.clone()]);
         for entry in places.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()) {
             if entry.file_name().to_string_lossy().ends_with(&format!(".{TEMPORARY}")) {
-                // It is of no use, and in nobody's way.
+                // A file that can't be removed does no harm.
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -329,7 +329,7 @@ impl RunDirectory {
                     path.display(),
                     number + 1
                 ))
-                .help("the file was changed by hand; start the run anew"));
+                .help("the file was changed by hand; start the run again"));
             }
             if line.last() != Some(&b'\n') {
                 // The run was killed while it wrote this line, or this is the end.

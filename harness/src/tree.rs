@@ -396,7 +396,7 @@ pub const TEXT_BYTES_MAX: u64 = 16 << 20;
 /// The longest recording that is read.
 pub const RECORDING_BYTES_MAX: u64 = 4 << 30;
 
-/// Opens a file that somebody names, to read it; what is no regular file is refused.
+/// Opens a named file for reading. Returns an error if it is no regular file.
 pub fn open_named(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = File::from(nix::fcntl::open(path, flags, Mode::empty())?);
@@ -406,7 +406,7 @@ pub fn open_named(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Reads a file that somebody names; what is no regular file, or is longer than `limit`, is refused.
+/// Reads a named file. Returns an error if it is no regular file, or longer than `limit` bytes.
 pub fn read_named(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     use std::io::Read;
     let file = open_named(path)?;

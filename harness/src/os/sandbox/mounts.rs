@@ -2,7 +2,7 @@
 //!
 //! It is put together on a *stage*, a tmpfs in the mounts of the worker: `root` is the tree, `upper` holds
 //! what was written, by path, and `work` is for the overlays. The program's own mount namespace has a copy
-//! of the tree that receives what the worker mounts in it later.
+//! of the tree, to which later mounts of the worker propagate.
 
 use std::ffi::CString;
 use std::fs::{self, File};

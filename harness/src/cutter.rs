@@ -299,8 +299,10 @@ impl<'a> Cutter<'a> {
                 if let (Some(id), Some(directory), true) =
                     (fresh, self.directory, self.request.place.keep)
                 {
-                    self.turn_to(unit.subject)?.keep_in(directory.whole_directory(&id));
-                    self.look(unit, made, image, &mut Cut::default())?;
+                    directory.keep_whole(&id, |to| {
+                        self.turn_to(unit.subject)?.keep_in(to.to_owned());
+                        self.look(unit, made, image, &mut Cut::default()).map(drop)
+                    })?;
                 }
             }
         }

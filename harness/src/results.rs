@@ -4,7 +4,7 @@
 //! fsync of the directory. The outcomes are an append-only log; a last line that was cut is
 //! dropped when the run goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,20 +13,18 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::assemble::{Found, Unit};
-use crate::difference::Difference;
 use crate::error::{Context, Error, Result};
-use crate::fault::Injection;
-use crate::outcome::{Content, Exit, Outcome, Step};
+use crate::lab;
 use crate::planned::Plan;
-use crate::power::explain::Explanation;
 use crate::record::Record;
 use crate::report::Report;
 use crate::shard::Shard;
-use crate::subject::Subject;
-use crate::sweep::Reach;
-use crate::tree::{self, Directory};
-use crate::trial::Trial;
-use crate::verdict::{Promise, Violation};
+use crate::tree;
+
+mod kept;
+
+use self::kept::VIOLATIONS;
+pub use self::kept::{Kept, find_kept, is_id, kept};
 
 /// The version of all JSON that is kept.
 pub const SCHEMA: u32 = 4;
@@ -36,49 +34,6 @@ const PLAN: &str = "plan.json";
 const OUTCOMES: &str = "outcomes.jsonl";
 const UNITS: &str = "units.jsonl";
 const REPORT: &str = "report.json";
-const VIOLATIONS: &str = "violations";
-const VIOLATION: &str = "violation.json";
-const SURVIVOR: &str = "survivor";
-const WHOLE: &str = "directory";
-
-/// A violation that is kept, and all that is needed to replay it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// The trial's id.
-    pub id: String,
-    /// The trial.
-    pub trial: Trial,
-    /// The subject.
-    pub subject: Subject,
-    /// On what small disk it was, if it was on one.
-    pub reach: Reach,
-    /// The promises that were judged.
-    pub promises: BTreeSet<Promise>,
-    /// What the fault met.
-    pub injection: Injection,
-    /// How many acks the world saw.
-    pub acks: u64,
-    /// What was broken.
-    pub violations: Vec<Violation>,
-    /// How the subject ended.
-    pub exit: Exit,
-    /// What it did from the strike on.
-    pub steps: Vec<Step>,
-    /// What the subject called, as a hash, if what is left follows from that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub calls: Option<u64>,
-    /// What drew what was drawn.
-    #[serde(default)]
-    pub seed: u64,
-    /// Why it broke, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub explanation: Option<Explanation>,
-    /// Where the state files differ from the version that they are most like.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub differences: Vec<Difference>,
-}
 
 /// The directory of one run.
 #[derive(Clone, Debug)]
@@ -188,14 +143,17 @@ impl RunDirectory {
         fs::remove_file(&path).context(format_args!("remove {}", path.display()))
     }
 
-    /// Removes files that a killed run was about to write.
+    /// Removes files and directories that a killed run was about to make.
     pub fn tidy(&self) {
-        let violations = fs::read_dir(self.path.join(VIOLATIONS)).into_iter().flatten().flatten();
-        let places = violations.map(|entry| entry.path()).chain([self.path.clone()]);
-        for entry in places.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten()) {
-            if entry.file_name().to_string_lossy().ends_with(&format!(".{TEMPORARY}")) {
-                // A file that can't be removed does no harm.
-                let _ = fs::remove_file(entry.path());
+        let entries = |place: &Path| fs::read_dir(place).into_iter().flatten().flatten();
+        let violations = self.path.join(VIOLATIONS);
+        let kept = entries(&violations).map(|entry| entry.path());
+        for place in kept.chain([self.path.clone(), violations.clone()]) {
+            for entry in entries(&place) {
+                if entry.file_name().to_string_lossy().ends_with(&format!(".{TEMPORARY}")) {
+                    // What can't be removed does no harm.
+                    let _ = lab::remove_tree(&entry.path());
+                }
             }
         }
     }
@@ -344,37 +302,6 @@ impl RunDirectory {
             each(one, &line)?;
         }
     }
-
-    /// Where a violation is kept. An id that is none, from a file that was changed, names a directory that is
-    /// never there.
-    #[must_use]
-    pub fn violation(&self, id: &str) -> PathBuf {
-        self.path.join(VIOLATIONS).join(if is_id(id) { id } else { "(no id)" })
-    }
-
-    /// Where the whole directory of a kept violation is kept, if it is.
-    #[must_use]
-    pub fn whole_directory(&self, id: &str) -> PathBuf {
-        self.violation(id).join(WHOLE)
-    }
-
-    /// Keeps a violation and what survived.
-    pub fn keep(&self, kept: &Kept, outcome: &Outcome) -> Result<()> {
-        let directory = self.violation(&kept.id);
-        let survivor = directory.join(SURVIVOR);
-        let keep = || -> io::Result<()> {
-            fs::create_dir_all(&survivor)?;
-            let place = Directory::open(&survivor)?;
-            for (file, content) in &outcome.survivor.files {
-                let Content::Bytes(bytes) = content else { continue };
-                // Absolute paths, of what a sandbox has redirected, are kept below the directory too.
-                place.write(file.strip_prefix("/").unwrap_or(file), bytes)?;
-            }
-            Ok(())
-        };
-        keep().map_err(|error| unkept(&survivor, &error))?;
-        write_json(&directory.join(VIOLATION), kept)
-    }
 }
 
 /// A trial or a piece that is not of the part of the run that it is kept in, or is there twice.
@@ -382,40 +309,6 @@ impl RunDirectory {
 pub fn mixed(n: u64) -> Error {
     Error::usage(format!("outcome {n} is not of this plan, or is there twice"))
         .help("the results were changed by hand, or mixed; start the run anew")
-}
-
-/// Finds a kept violation by its id, or by the beginning of it; and the directory of what
-/// survived.
-pub fn find_kept(root: &Path, id: &str) -> Result<(Kept, PathBuf)> {
-    // Whoever reads the survivor may work in another directory by then.
-    let root = &fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
-    let mut found: Vec<PathBuf> = Vec::new();
-    for run in runs(root) {
-        for entry in fs::read_dir(run.join(VIOLATIONS)).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.to_string_lossy().starts_with(id) && entry.path().join(VIOLATION).is_file() {
-                found.push(entry.path());
-            }
-        }
-    }
-    let names: BTreeSet<_> = found.iter().filter_map(|path| path.file_name()).collect();
-    match (names.len(), found.pop()) {
-        (1, Some(newest)) => Ok((read_json(&newest.join(VIOLATION))?, newest.join(SURVIVOR))),
-        (0, _) | (_, None) => {
-            Err(Error::usage(format!("no violation `{id}` is kept in {}", root.display()))
-                .help("the table of a run prints the ids; --results names another place"))
-        }
-        (several, _) => {
-            Err(Error::usage(format!("`{id}` is the beginning of {several} ids; give more of it")))
-        }
-    }
-}
-
-/// The violations that a run kept, those that can be read.
-#[must_use]
-pub fn kept(run: &Path) -> Vec<Kept> {
-    let entries = fs::read_dir(run.join(VIOLATIONS)).into_iter().flatten().flatten();
-    entries.filter_map(|entry| read_json(&entry.path().join(VIOLATION)).ok()).collect()
 }
 
 /// The directories of all kept runs, the oldest first.
@@ -433,7 +326,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let save = || -> io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
         // Two workers may find the same violation.
-        let temporary = path.with_extension(format!("{}.{TEMPORARY}", std::process::id()));
+        let temporary = path.with_extension(format!("json.{}.{TEMPORARY}", std::process::id()));
         let _ = fs::remove_file(&temporary);
         let mut file = io::BufWriter::new(File::create_new(&temporary)?);
         serde_json::to_writer_pretty(&mut file, value)?;
@@ -445,8 +338,8 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     save().map_err(|error| unkept(path, &error))
 }
 
-/// How the name of a file ends until all of it is there; what a killed run leaves is removed when it goes on.
-const TEMPORARY: &str = "json.tmp";
+/// How the name of a file or directory ends until all of it is there; what a killed run leaves is removed when it goes on.
+const TEMPORARY: &str = "tmp";
 
 /// The error of results that can't be kept.
 pub fn unkept(path: &Path, error: &io::Error) -> Error {
@@ -465,13 +358,6 @@ pub fn unkept(path: &Path, error: &io::Error) -> Error {
 const JSON_BYTES_MAX: u64 = 1 << 30;
 /// The longest line of a log that is read.
 const LINE_BYTES_MAX: u64 = 256 << 20;
-
-/// Whether a text can be the id of a violation: it becomes the name of a directory.
-#[must_use]
-pub fn is_id(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    (1..=64).contains(&text.len()) && text.chars().all(plain)
-}
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = tree::read_named(path, JSON_BYTES_MAX)

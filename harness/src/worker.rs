@@ -108,11 +108,12 @@ impl<'a> Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Moves the copy of a trial's directory to its violation, if there is one.
+    /// Keeps the copy of a trial's directory with its violation, if there is one.
     fn keep_whole(&self, copy: &Path, violation: Option<&str>) -> Result<()> {
         if let Some(id) = violation {
-            let kept = self.directory.whole_directory(id);
-            lab::copy_tree(copy, &kept).context(format_args!("keep {}", kept.display()))?;
+            self.directory.keep_whole(id, |to| {
+                lab::copy_tree(copy, to).context(format_args!("keep {}", to.display()))
+            })?;
         }
         lab::remove_tree(copy).context(format_args!("remove {}", copy.display()))
     }

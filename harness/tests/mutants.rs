@@ -2,7 +2,8 @@
 //! or write to a file outside.
 //!
 //! `cargo test` tries each kind of file for a second; `CRASHTEST_MUTATE_SECONDS=600 cargo test -p crashtest
-//! --release --test mutants` does so for ten minutes each. The seed is `CRASHTEST_MUTATE_SEED`, 1 if that is not set.
+//! --release --test mutants` does so for ten minutes each. The seed is `CRASHTEST_MUTATE_SEED`, 1 if that is not set;
+//! `CRASHTEST_MUTATE_KINDS=plan,report` tries these kinds only.
 
 mod common;
 
@@ -110,9 +111,13 @@ fn resealed_recording(bytes: &[u8]) -> Vec<u8> {
     [lines.concat(), end.into_bytes()].concat()
 }
 
-/// Makes a plan that was changed one that seems to be as it was written, if it still is a plan.
+/// Makes a plan that was changed one that seems to be as it was written, if it still is a plan. A run that goes on
+/// with it has no more trials than it had.
 fn resealed_plan(bytes: &[u8]) -> Vec<u8> {
     let Ok(mut plan) = serde_json::from_slice::<Plan>(bytes) else { return bytes.to_vec() };
+    let fewer = |trials: &mut Option<u64>| *trials = trials.map(|n| n.min(TRIALS));
+    fewer(&mut plan.asked.trials);
+    plan.subjects.iter_mut().for_each(|subject| fewer(&mut subject.trials));
     plan.id = plan.name();
     plan.seal = plan.sealed();
     serde_json::to_vec(&plan).unwrap()
@@ -125,7 +130,35 @@ struct Kind<'a> {
     file: PathBuf,
     /// What makes it whole again.
     seal: fn(&[u8]) -> Vec<u8>,
+    /// The run that the file is of, if a command changes it; it is put back for each command.
+    run: Option<&'a Path>,
     commands: Vec<Vec<String>>,
+}
+
+/// How many trials the runs have.
+const TRIALS: u64 = 20;
+
+/// Files of a run, as they were.
+struct Copy<'a> {
+    run: &'a Path,
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl<'a> Copy<'a> {
+    fn of(run: &'a Path) -> Self {
+        let entries = fs::read_dir(run).unwrap().flatten().map(|entry| entry.path());
+        let files = entries.filter(|path| path.is_file());
+        Self { run, files: files.map(|path| (path.clone(), fs::read(&path).unwrap())).collect() }
+    }
+
+    fn put_back(&self) {
+        for entry in fs::read_dir(self.run).unwrap().flatten().map(|entry| entry.path()) {
+            if entry.is_file() {
+                fs::remove_file(entry).unwrap();
+            }
+        }
+        self.files.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    }
 }
 
 fn as_it_is(bytes: &[u8]) -> Vec<u8> {
@@ -168,11 +201,19 @@ fn mutate(kind: &Kind<'_>, place: &Path, canary: &Path) {
     let seconds = number("CRASHTEST_MUTATE_SECONDS", 1);
     let mut random = ChaCha8Rng::seed_from_u64(number("CRASHTEST_MUTATE_SEED", 1));
     let whole = fs::read(&kind.file).unwrap();
+    let copy = kind.run.map(Copy::of);
     let (started, mut tried) = (Instant::now(), 0_u64);
     while started.elapsed() < Duration::from_secs(seconds) || tried < 5 {
         let changed = (kind.seal)(&mutated(&whole, &mut random));
-        fs::write(&kind.file, &changed).unwrap();
         for command in &kind.commands {
+            if let Some(copy) = &copy {
+                copy.put_back();
+                // Of a run that has come to an end, its report says what the others must hold.
+                if command.iter().any(|word| word == "--resume") {
+                    fs::remove_file(copy.run.join("report.json")).unwrap();
+                }
+            }
+            fs::write(&kind.file, &changed).unwrap();
             let (output, took) = run(place, command);
             tried += 1;
             let said = String::from_utf8_lossy(&output.stderr);
@@ -192,6 +233,7 @@ fn mutate(kind: &Kind<'_>, place: &Path, canary: &Path) {
             assert_eq!(fs::read_to_string(canary).unwrap(), "alive", "{}", case());
         }
     }
+    copy.iter().for_each(Copy::put_back);
     fs::write(&kind.file, &whole).unwrap();
     println!("{}: {tried} commands", kind.name);
 }
@@ -224,7 +266,7 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
         let all = fs::read_dir(&results).unwrap().flatten().map(|one| one.path());
         all.into_iter().find(|path| !before.contains(path)).unwrap()
     };
-    let drawn = make("run -q --seed 1 --trials 20 --strategy unsafe");
+    let drawn = make(&format!("run -q --seed 1 --trials {TRIALS} --strategy unsafe"));
     let derived = make("run -q --seed 1 --scenario poweroff --strategy unsafe --profile ext4");
     let part = make("run -q --seed 1 --trials 20 --strategy unsafe --shard 1/2");
     make("run -q --seed 1 --trials 20 --strategy unsafe --shard 2/2");
@@ -242,6 +284,7 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "scenario",
             file: at("scenario.toml"),
             seal: as_it_is,
+            run: None,
             commands: vec![words(
                 "run -q --scenario ./scenario.toml --trials 2 --results scratch --strategy atomic",
             )],
@@ -250,6 +293,7 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "profile",
             file: at("profile.toml"),
             seal: as_it_is,
+            run: None,
             commands: vec![words(
                 "run -q --scenario poweroff --profile ./profile.toml --states-max 500 --results scratch --strategy atomic",
             )],
@@ -258,6 +302,7 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "schema",
             file: at("schema.json"),
             seal: as_it_is,
+            run: None,
             commands: vec![
                 [
                     words("run -q --trials 2 --schema ./schema.json --results scratch --"),
@@ -270,6 +315,7 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "recording",
             file: at("recording.jsonl"),
             seal: resealed_recording,
+            run: None,
             commands: vec![
                 words("timeline recording.jsonl"),
                 words(
@@ -282,18 +328,27 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "plan",
             file: drawn.join("plan.json"),
             seal: resealed_plan,
-            commands: vec![words(&format!("report {}", name(&drawn)))],
+            run: Some(&drawn),
+            commands: vec![
+                words(&format!("report {}", name(&drawn))),
+                words(&format!("run -q --resume {}", name(&drawn))),
+            ],
         },
         Kind {
             name: "outcomes",
             file: drawn.join("outcomes.jsonl"),
             seal: as_it_is,
-            commands: vec![words(&format!("report {} --html page.html", name(&drawn)))],
+            run: Some(&drawn),
+            commands: vec![
+                words(&format!("report {} --html page.html", name(&drawn))),
+                words(&format!("run -q --resume {}", name(&drawn))),
+            ],
         },
         Kind {
             name: "report",
             file: drawn.join("report.json"),
             seal: as_it_is,
+            run: None,
             commands: vec![
                 words(&format!("report {}", name(&drawn))),
                 words(&format!("compare runs/{}/report.json {}", name(&drawn), name(&derived))),
@@ -303,25 +358,35 @@ fn no_file_that_was_changed_makes_crashtest_fail_or_do_harm() {
             name: "units",
             file: derived.join("units.jsonl"),
             seal: as_it_is,
-            commands: vec![words(&format!("report {} --junit junit.xml", name(&derived)))],
+            run: Some(&derived),
+            commands: vec![
+                words(&format!("report {} --junit junit.xml", name(&derived))),
+                words(&format!("run -q --resume {}", name(&derived))),
+            ],
         },
         Kind {
             name: "part",
             file: part.join("outcomes.jsonl"),
             seal: as_it_is,
+            run: None,
             commands: vec![words(&merge)],
         },
         Kind {
             name: "violation",
             file: violation.join("violation.json"),
             seal: as_it_is,
+            run: None,
             commands: vec![
                 words(&format!("replay {}", name(&violation))),
                 words("list violations"),
             ],
         },
     ];
-    for kind in &kinds {
+    let only = std::env::var("CRASHTEST_MUTATE_KINDS").ok();
+    let asked = |kind: &&Kind<'_>| {
+        only.as_ref().is_none_or(|only| only.split(',').any(|name| name == kind.name))
+    };
+    for kind in kinds.iter().filter(asked) {
         mutate(kind, &place, &canary);
     }
 }

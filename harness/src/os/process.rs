@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 /// Runs `body` in a forked child, without exec, and ends the child with the status it returns.
@@ -240,6 +240,20 @@ pub enum Ended {
     Status(i32),
     /// By this signal.
     Signal(i32),
+}
+
+/// Whether this process has a child, or follows a process, that it has not waited for.
+pub fn has_children() -> io::Result<bool> {
+    let flags =
+        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT | WaitPidFlag::__WALL;
+    loop {
+        match waitid(Id::All, flags) {
+            Ok(_) => return Ok(true),
+            Err(Errno::ECHILD) => return Ok(false),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Waits until `child` has ended.

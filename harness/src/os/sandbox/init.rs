@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
@@ -16,7 +17,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use crate::os::process::{Ended, close_from, end_now, fork_child, fork_into, pidfd, wait_for};
+use crate::os::process::{
+    Ended, close_from, end_now, fork_child, fork_into, has_children, pidfd, wait_for,
+};
 
 /// The init process of a PID namespace, as the worker sees it.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Init {
     control: UnixStream,
     namespace: OwnedFd,
     own: OwnedFd,
+    /// `/proc/PID/task/PID/children` of the init process, where the kernel has it.
+    children: Option<File>,
 }
 
 impl Init {
@@ -50,7 +55,8 @@ impl Init {
         let pid = i32::from_ne_bytes(pid);
         let namespace = File::open(format!("/proc/{pid}/ns/pid"))?.into();
         let own = File::open("/proc/self/ns/pid")?.into();
-        Ok(Self { control, namespace, own })
+        let children = File::open(format!("/proc/{pid}/task/{pid}/children")).ok();
+        Ok(Self { control, namespace, own, children })
     }
 
     /// Does something in which each process that this one forks becomes one of the namespace.
@@ -61,9 +67,21 @@ impl Init {
         Ok(result)
     }
 
+    /// Whether there is no process in the namespace besides the init process; `false` also where that is unknown.
+    ///
+    /// What has lost its parent there becomes a child of the init process, so all of them descend from that one
+    /// or from the caller.
+    fn is_alone(&self) -> io::Result<bool> {
+        let Some(children) = &self.children else { return Ok(false) };
+        Ok(children.read_at(&mut [0], 0)? == 0 && !has_children()?)
+    }
+
     /// Kills all processes of the namespace, and returns when they are gone. The caller must have waited for
     /// its own children among them.
     pub fn end_all(&self) -> io::Result<()> {
+        if self.is_alone()? {
+            return Ok(());
+        }
         (&self.control).write_all(&[0])?;
         (&self.control).read_exact(&mut [0])
     }

@@ -114,7 +114,7 @@ fn meant(options: &cli::Run, scenario: &Scenario) -> cli::Run {
         meant.images_max = None;
     }
     if fault != FaultKind::PowerLoss {
-        meant.states_max = None;
+        (meant.states_max, meant.asked_max) = (None, None);
         meant.profile.clear();
     }
     meant

@@ -393,8 +393,8 @@ fn note_repeats(history: &History, first: &Unbroken, second: &Unbroken, notes: &
             "some values of the state differ from run to run; they are compared by type".to_owned(),
         ),
         Repeats::No => notes.push(
-            "the state differs from run to run: only damage that needs no comparison is seen; add \
-             --check"
+            "the state differs from run to run: of its bytes only damage that needs no comparison is \
+             seen, and the rest is for a check (--check)"
                 .to_owned(),
         ),
     }

@@ -134,6 +134,10 @@ pub struct Run {
     /// Of a loss of power: how many crash states there may be before a sample must do
     #[arg(long, value_name = "N")]
     pub states_max: Option<u64>,
+    /// Of a loss of power: about how many distinct survivors of a subject a load or a check is asked, on all
+    /// profiles together
+    #[arg(long, value_name = "N")]
+    pub asked_max: Option<usize>,
     /// Of a loss of power: begin without a state file, so that the first save makes it
     #[arg(long, conflicts_with = "program")]
     pub first_save: bool,
@@ -183,7 +187,7 @@ pub struct Run {
     #[arg(long, value_name = "I/N", value_parser = |text: &str| text.parse::<Shard>().map_err(|e| e.to_string()))]
     pub shard: Option<Shard>,
     /// Go on with a run that was interrupted
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck", "during", "shard"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["program", "strategy", "seed", "trials", "granularity", "timing", "fs", "fs_size", "axis", "then", "depth", "profile", "states_max", "asked_max", "first_save", "mount_opts", "write_back", "slow_writes", "images_max", "fsck", "during", "shard"])]
     pub resume: Option<String>,
     /// Keep the whole directory of each violation that is kept, beside its survivor
     #[arg(long)]

@@ -54,18 +54,46 @@ fn mixture(bytes: &[u8], versions: &[&[u8]]) -> Option<String> {
         }
         let from_one = |i: usize| old.get(i) == Some(&bytes[i]) || new.get(i) == Some(&bytes[i]);
         if (0..bytes.len()).all(from_one) {
-            let new_until = common_prefix(bytes, new);
-            return Some(format!(
-                "mixes two versions: bytes 0 to {new_until} of version {}, then bytes of version {n}",
-                n + 1
-            ));
+            return Some(format!("mixes two versions: {}", pieces(bytes, (old, n), (new, n + 1))));
         }
     }
     None
 }
 
-fn common_prefix(one: &[u8], other: &[u8]) -> usize {
-    one.iter().zip(other).take_while(|(a, b)| a == b).count()
+/// How many pieces of a mixture are told.
+const PIECES_MAX: usize = 4;
+
+/// Which bytes are of which version, in words; bytes that both have are counted to the piece before.
+fn pieces(bytes: &[u8], old: (&[u8], usize), new: (&[u8], usize)) -> String {
+    let mut pieces: Vec<(usize, usize)> = Vec::new();
+    for (at, byte) in bytes.iter().enumerate() {
+        let of = |version: (&[u8], usize)| (version.0.get(at) == Some(byte)).then_some(version.1);
+        match (of(old), of(new), pieces.last()) {
+            (Some(_), Some(_), _) => {}
+            (Some(version), None, last) | (None, Some(version), last) => {
+                if last.is_none_or(|(_, before)| *before != version) {
+                    pieces.push((if pieces.is_empty() { 0 } else { at }, version));
+                }
+            }
+            (None, None, _) => {}
+        }
+    }
+    let ends = pieces.iter().skip(1).map(|(start, _)| *start).chain([bytes.len()]);
+    let words: Vec<_> = pieces
+        .iter()
+        .zip(ends)
+        .take(PIECES_MAX)
+        .enumerate()
+        .map(|(n, ((start, version), end))| match n {
+            0 => format!("bytes {start} to {} are of version {version}", end - 1),
+            _ => format!("{start} to {} of version {version}", end - 1),
+        })
+        .collect();
+    let more = match pieces.len().saturating_sub(PIECES_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} pieces more"),
+    };
+    words.join(", ") + &more
 }
 
 fn ends_early(bytes: &[u8]) -> bool {
@@ -101,6 +129,21 @@ mod tests {
         assert_eq!(kind(b"{\"n\":2,\0\0\0"), ViolationKind::Zeroed);
         assert_eq!(kind(br#"{"n":9}"#), ViolationKind::Alien);
         assert_eq!(kind(br#"{"n":9"#), ViolationKind::Torn);
+    }
+
+    #[test]
+    fn a_mixture_says_which_bytes_are_of_which_version() {
+        let detail = |bytes: &[u8]| damage("s", bytes, &[OLD, NEW], true).detail;
+        assert_eq!(
+            detail(br#"{"n":2,"long":"bbbb"}aa"}"#),
+            "s mixes two versions: bytes 0 to 20 are of version 1, 21 to 24 of version 0"
+        );
+        let (old, new) = (vec![b'A'; 8192], vec![b'B'; 8192]);
+        let half = [&old[..4096], &new[4096..]].concat();
+        assert_eq!(
+            damage("s", &half, &[&old, &new], false).detail,
+            "s mixes two versions: bytes 0 to 4095 are of version 0, 4096 to 8191 of version 1"
+        );
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct History {
     pub after_failure: AfterFailure,
     /// The state files that were there and empty at some moment of the run.
     pub begun: BTreeSet<PathBuf>,
+    /// The state files that may be there and empty as long as nothing was promised that is in them.
+    pub starts_empty: BTreeSet<PathBuf>,
 }
 
 /// What a program saves when something has failed.
@@ -143,6 +145,7 @@ impl History {
             order: Order::Fixed,
             after_failure: AfterFailure::Same,
             begun: BTreeSet::new(),
+            starts_empty: BTreeSet::new(),
         }
     }
 
@@ -171,7 +174,30 @@ impl History {
             order: Order::Open,
             after_failure: AfterFailure::MayDiffer,
             begun: BTreeSet::new(),
+            starts_empty: BTreeSet::new(),
         }
+    }
+
+    /// Finds the files that may be there and empty before anything was saved: those that were `touched`, closed
+    /// empty when nothing had been in them, and those of stores and logs. A file that is `rewritten`, written from
+    /// the beginning for each save, is no such file, whatever it holds, nor is JSON.
+    #[must_use]
+    pub fn with_starts(
+        mut self,
+        touched: &BTreeSet<PathBuf>,
+        rewritten: &BTreeSet<PathBuf>,
+    ) -> Self {
+        let grows = |path: &PathBuf| {
+            let all: Vec<&[u8]> =
+                self.versions.iter().filter_map(|v| Some(&v.get(path)?.bytes[..])).collect();
+            all.len() > 1 && all.windows(2).all(|pair| pair[1].starts_with(pair[0]))
+        };
+        let may = |path: &PathBuf| {
+            let store = !self.is_json(path) && (!rewritten.contains(path) || grows(path));
+            touched.contains(path) || store
+        };
+        self.starts_empty = self.files().into_iter().filter(|path| may(path)).cloned().collect();
+        self
     }
 
     /// Compares with a second run and makes templates where the bytes differ.

@@ -12,7 +12,7 @@ use crate::power::survivor::CrashState;
 use crate::power::{Lowered, Time};
 use crate::recorded::{Recording, state_of};
 use crate::tally::Tally;
-use crate::verdict::{Promise, Verdict, Violation, ViolationKind};
+use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
 /// How many bytes of survivors the oracle looks at on one profile; others that are no version are taken
 /// for what the one before was.
@@ -34,12 +34,27 @@ pub struct Judging<'a> {
     pub spread: Spread,
     /// What breaks promises, by its cause.
     pub causes: BTreeMap<String, Cause>,
+    /// What a survivor is worth whose bytes break nothing.
+    passes: Result<(), Why>,
+    /// Whether a check of the user's has judged it.
+    has_check: bool,
     looked_at: usize,
     explained: usize,
     /// The cause of the last violation of each kind.
     usual: HashMap<ViolationKind, String>,
     /// What the last survivor that is no version broke, and why.
     last: Option<Known>,
+}
+
+/// What was asked about a survivor besides its bytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    /// There is nothing that could be asked.
+    Nothing,
+    /// A load or a check, and this is what it says.
+    Reacted(&'a [Violation]),
+    /// There is a load or a check, and it was not asked.
+    NotYet,
 }
 
 /// What breaks, and its cause.
@@ -64,6 +79,8 @@ impl<'a> Judging<'a> {
             tally: Tally::default(),
             spread: Spread::default(),
             causes: BTreeMap::new(),
+            passes: Ok(()),
+            has_check: false,
             looked_at: 0,
             explained: 0,
             usual: HashMap::new(),
@@ -71,8 +88,15 @@ impl<'a> Judging<'a> {
         }
     }
 
-    /// Judges one survivor; `reacted` is what the subject, or a check, made of it.
-    pub fn distinct(&mut self, distinct: &Distinct, reacted: &[Violation]) {
+    /// Judges one survivor by its bytes, and by what the subject, or a check, made of it.
+    pub fn distinct(&mut self, distinct: &Distinct, asked: Asked<'_>) {
+        let reacted = if let Asked::Reacted(violations) = asked { violations } else { &[] };
+        let checked = self.promises.contains(&Promise::Checked);
+        self.has_check = checked && matches!(asked, Asked::Reacted(_));
+        self.passes = match asked {
+            Asked::Nothing | Asked::Reacted(_) => Ok(()),
+            Asked::NotYet => Err(Why::NotAsked),
+        };
         let mut lost: Option<Known> = None;
         let mut counted = BTreeSet::new();
         for owing in &distinct.owing {
@@ -110,6 +134,10 @@ impl<'a> Judging<'a> {
 
     /// Counts the states that are worth this, each at its moment, and not before one at which something is owed.
     fn enter(&mut self, kinds: &[ViolationKind], owing: &Owing, owed: Time) {
+        if let (Err(why), true) = (self.passes, kinds.is_empty()) {
+            self.tally.say_nothing(why, owing.states);
+            return;
+        }
         self.tally.enter(kinds, owing.states);
         for (moment, states) in owing.moments.counts() {
             self.spread.enter(kinds.first().copied(), moment.max(owed).ops_begun(), states);
@@ -128,9 +156,13 @@ impl<'a> Judging<'a> {
         let acks = self.lowered.acks_at(Time(state.moment));
         let outcome = self.recording.outcome(self.lowered, self.profile, state, acks);
         self.looked_at += outcome.survivor.size() + 64;
-        let violations = violations(&outcome, &self.recording.history, self.promises, reacted);
+        let (violations, unclear) =
+            violations(&outcome, &self.recording.history, self.promises, reacted);
         let Some(first) = violations.first().map(|violation| violation.kind) else {
-            self.enter(&[], owing, Time(0));
+            match unclear.filter(|_| !self.has_check) {
+                Some(why) => self.tally.say_nothing(why, owing.states),
+                None => self.enter(&[], owing, Time(0)),
+            }
             return None;
         };
         self.explained += 1;
@@ -157,17 +189,19 @@ impl<'a> Judging<'a> {
     }
 }
 
-/// What a crash state breaks, by its bytes and by what the subject made of it.
+/// What a crash state breaks, by its bytes and by what the subject made of it; and why its bytes say nothing, if
+/// they don't.
 fn violations(
     outcome: &Outcome,
     history: &History,
     promises: &BTreeSet<Promise>,
     reacted: &[Violation],
-) -> Vec<Violation> {
+) -> (Vec<Violation>, Option<Why>) {
     let owed = oracle::owed(outcome, history);
-    let mut violations = match oracle::judge(outcome, history, promises) {
-        Verdict::Violated(violations) => violations,
-        Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
+    let (mut violations, unclear) = match oracle::judge(outcome, history, promises) {
+        Verdict::Violated(violations) => (violations, None),
+        Verdict::Pass => (Vec::new(), None),
+        Verdict::Inconclusive(why) => (Vec::new(), Some(why)),
     };
     // Where nothing is left, as before the first save, the load rightly says so.
     let begins = |version: usize| history.versions.get(version).is_some_and(States::is_empty);
@@ -183,7 +217,7 @@ fn violations(
             violation.detail = oracle::reset_detail(owed);
         }
     }
-    violations
+    (violations, unclear)
 }
 
 /// The crash states that break a promise for the same reason.

@@ -43,6 +43,12 @@ pub struct Learner<'a> {
     done: usize,
     /// State files that were empty at some moment.
     begun: BTreeSet<PathBuf>,
+    /// Those that were closed empty before anything was in them.
+    touched: BTreeSet<PathBuf>,
+    /// Those of them that were not opened since.
+    closed_empty: BTreeSet<PathBuf>,
+    /// Those that were opened to be written from the beginning.
+    rewritten: BTreeSet<PathBuf>,
     /// How often each file is open.
     open: HashMap<PathBuf, usize>,
     /// Files that got their name while they were open, and the moment of that.
@@ -61,6 +67,9 @@ impl<'a> Learner<'a> {
             changed,
             done: 0,
             begun: BTreeSet::new(),
+            touched: BTreeSet::new(),
+            closed_empty: BTreeSet::new(),
+            rewritten: BTreeSet::new(),
             open: HashMap::new(),
             unfinished: HashMap::new(),
         };
@@ -96,7 +105,7 @@ impl<'a> Learner<'a> {
                 false
             }
         };
-        self.note_begun(op.effect.path());
+        self.note_begun(&op.effect);
         let moments = self.moments.len();
         if published {
             self.refresh(Why::Renamed);
@@ -111,10 +120,34 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Notes a state file that is empty now.
-    fn note_begun(&mut self, path: &Path) {
-        if (self.is_state)(path) && self.files.bytes(path).is_some_and(<[u8]>::is_empty) {
+    /// Notes a state file that is empty now, or that is to be written from the beginning.
+    fn note_begun(&mut self, effect: &Effect) {
+        let path = effect.path();
+        if !(self.is_state)(path) {
+            return;
+        }
+        match effect {
+            Effect::Open { truncate, .. } => {
+                if *truncate {
+                    self.rewritten.insert(path.to_owned());
+                }
+                self.closed_empty.remove(path);
+            }
+            // It was closed under one number and written under another, as shells do.
+            Effect::Write { .. } if self.closed_empty.remove(path) => {
+                self.touched.remove(path);
+            }
+            _ => {}
+        }
+        if self.files.bytes(path).is_some_and(<[u8]>::is_empty) {
             self.begun.insert(path.to_owned());
+            let held = |moment: &Moment| {
+                moment.states.get(path).is_some_and(|reference| !reference.bytes.is_empty())
+            };
+            if matches!(effect, Effect::Close { .. }) && !self.moments.iter().any(held) {
+                self.touched.insert(path.to_owned());
+                self.closed_empty.insert(path.to_owned());
+            }
         }
     }
 
@@ -287,6 +320,8 @@ impl<'a> Learner<'a> {
             order: Order::Fixed,
             after_failure: AfterFailure::MayDiffer,
             begun: self.begun,
+            starts_empty: BTreeSet::new(),
         }
+        .with_starts(&self.touched, &self.rewritten)
     }
 }

@@ -99,6 +99,10 @@ pub fn judge(outcome: &Outcome, history: &History, meeting: Meeting) -> Verdict 
     let Injection::At(Struck::Met { second }) = &outcome.injection else {
         return Verdict::Inconclusive(Why::NotReached);
     };
+    // It is sent away, or waits; only what is not part of the trial kills it.
+    if second.exit == Exit::Signal(libc::SIGKILL) {
+        return Verdict::Inconclusive(Why::DiedOtherwise);
+    }
     match outcome.exit {
         Exit::TimedOut => return Verdict::Inconclusive(Why::TimedOut),
         Exit::Signal(_) => return Verdict::Inconclusive(Why::DiedOtherwise),
@@ -167,7 +171,10 @@ fn damage(outcome: &Outcome, history: &History, file: &std::path::Path) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::fault::Fault;
 
     #[test]
     fn a_number_is_another_only_where_it_stands_by_itself() {
@@ -183,5 +190,15 @@ mod tests {
     fn nobody_meets_one_that_has_not_begun() {
         assert_eq!(all(1), []);
         assert_eq!(all(3).len(), 6);
+    }
+
+    #[test]
+    fn a_second_that_something_else_has_killed_says_nothing() {
+        let meeting = Meeting { before: 1, then: Then::GoesOn };
+        let second = Second { acks: 0, exit: Exit::Signal(libc::SIGKILL) };
+        let injection = Injection::At(Struck::Met { second });
+        let outcome = Outcome::new(Fault::Concurrent(meeting), injection, Exit::Status(0));
+        let verdict = judge(&outcome, &History::of_ends(BTreeMap::new(), BTreeMap::new()), meeting);
+        assert_eq!(verdict, Verdict::Inconclusive(Why::DiedOtherwise));
     }
 }

@@ -43,12 +43,20 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
     match (found.is_empty(), comparable) {
         (false, _) => Verdict::Violated(found),
         (true, _) if hangs => Verdict::Inconclusive(Why::TimedOut),
-        (true, Comparable::No) => Verdict::Inconclusive(Why::NotComparable),
-        (true, Comparable::Yes) => Verdict::Pass,
+        // What can't be compared is judged by the user's checks, where there are any.
+        (true, Comparable::No) if asks_about_bytes(promises) && outcome.checks.is_empty() => {
+            Verdict::Inconclusive(Why::NotComparable)
+        }
+        (true, Comparable::No | Comparable::Yes) => Verdict::Pass,
     }
 }
 
-/// A verdict without what nobody has asked about.
+/// Whether it is asked what the state files hold, and not only what a load or a check says of them.
+fn asks_about_bytes(promises: &BTreeSet<Promise>) -> bool {
+    [Promise::Atomic, Promise::Durable, Promise::Honest].iter().any(|one| promises.contains(one))
+}
+
+/// A verdict without what was not asked about.
 fn of_promises(verdict: Verdict, promises: &BTreeSet<Promise>) -> Verdict {
     let Verdict::Violated(mut found) = verdict else { return verdict };
     found.retain(|violation| promises.contains(&violation.kind.promise()));
@@ -132,11 +140,11 @@ fn state(outcome: &Outcome, history: &History, owed: usize) -> (Vec<Violation>, 
     (found, comparable)
 }
 
-/// An empty file that is no JSON, where nothing has been promised that is in it: a log that was just
-/// begun. Whoever starts anew finds nothing in it, as in none.
+/// An empty file where nothing has been promised that is in it: a log or a store that was just begun. A program that
+/// starts again finds nothing in it, as in none.
 fn begun_and_left(content: Option<&Content>, history: &History, file: &Path, owed: usize) -> bool {
     matches!(content, Some(Content::Bytes(bytes)) if bytes.is_empty())
-        && !history.is_json(file)
+        && history.starts_empty.contains(file)
         && history.versions.get(owed).is_some_and(|version| !version.contains_key(file))
 }
 
@@ -227,29 +235,29 @@ fn unsynced(
     version: usize,
     owed: usize,
 ) -> Vec<Violation> {
-    let names = file.parent().unwrap_or(Path::new(""));
-    let is_in = |path: &Path| outcome.unsynced.contains_key(path);
+    let in_memory = &outcome.unsynced;
+    let is_in = in_memory.bytes.contains_key(file);
     let name = file.display();
     let promised = version <= owed;
     // What is on disk may be the version before, whole: then nothing is lost but what has failed.
-    let on_disk = outcome.unsynced.get(file).map(|bytes| Content::Bytes(bytes.clone()));
+    let on_disk = in_memory.bytes.get(file).map(|bytes| Content::Bytes(bytes.clone()));
     let begun = begun_and_left(on_disk.as_ref(), history, file, owed);
     let on_disk = on_disk.and_then(|content| newest_match(Some(&content), history, file));
-    if is_in(file) && (begun || on_disk.is_some_and(|on_disk| on_disk >= owed)) {
+    if is_in && (begun || on_disk.is_some_and(|on_disk| on_disk >= owed)) {
         Vec::new()
-    } else if is_in(file) && promised {
+    } else if is_in && promised {
         let what = format!(
             "version {version} of {name} is in memory only: an fsync failed, which marks its \
              pages clean, and nothing has written them again"
         );
         lost(outcome, owed, &what)
-    } else if is_in(file) {
+    } else if is_in {
         let detail = format!(
             "{name} was replaced by bytes that a failed fsync has left in memory only: after a \
              power cut neither the old nor the new state is there"
         );
         vec![Violation { kind: ViolationKind::Unsynced, detail }]
-    } else if is_in(names) && promised {
+    } else if in_memory.names.contains(file) && promised {
         let what = format!(
             "the name of version {version} of {name} is in memory only: the fsync of its \
              directory failed"

@@ -1,6 +1,6 @@
 //! The facts of one trial. No opinion: that is `oracle`'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,8 @@ pub struct Outcome {
     pub said: Vec<u64>,
     /// What the subject did from the first call that failed on; empty if nobody looked.
     pub steps: Vec<Step>,
-    /// State files of which a failed fsync left bytes in memory only, with the bytes that are on disk,
-    /// and directories whose names it left there; relative to the trial directory.
-    pub unsynced: BTreeMap<PathBuf, Vec<u8>>,
+    /// What a failed fsync left in memory only.
+    pub unsynced: InMemory,
     /// What was left, before any recovery.
     pub survivor: Survivor,
     /// What the user's own checks said of it.
@@ -44,12 +43,21 @@ impl Outcome {
             acks: 0,
             said: Vec::new(),
             steps: Vec::new(),
-            unsynced: BTreeMap::new(),
+            unsynced: InMemory::default(),
             survivor: Survivor::default(),
             checks: Vec::new(),
             recovery: Recovery::default(),
         }
     }
+}
+
+/// What a failed fsync has left in memory only; paths are relative to the trial directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InMemory {
+    /// State files of which bytes are, with the bytes that are on disk.
+    pub bytes: BTreeMap<PathBuf, Vec<u8>>,
+    /// State files whose names are.
+    pub names: BTreeSet<PathBuf>,
 }
 
 /// Something that a subject did.

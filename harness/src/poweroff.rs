@@ -2,15 +2,17 @@
 //! and each distinct survivor is judged.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::agenda::Range;
 use crate::difference;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, PowerLoss, Struck};
 use crate::inject::{self, Injector, Left};
-use crate::judging::{Cause, Judging};
+use crate::judging::{Asked, Cause, Judging};
 use crate::lab::{self, Lab};
 use crate::model::NotModelled;
 use crate::oracle;
@@ -22,7 +24,7 @@ use crate::power::derive::{Budget, Derived, derive};
 use crate::power::lower::lower;
 use crate::power::profile::{EMBEDDED, Profile};
 use crate::power::spread::Spread;
-use crate::power::survivor::CrashState;
+use crate::power::survivor::{CrashState, Made};
 use crate::recorded::Recording;
 use crate::report::power::{Cell, Finding};
 use crate::results::RunDirectory;
@@ -43,6 +45,9 @@ pub struct Power {
     /// How many crash states of a subject on a profile there may be before a sample must do.
     #[serde(default = "states_max")]
     pub states_max: u64,
+    /// About how many survivors of a subject a load or a check is asked, on all profiles together.
+    #[serde(default = "asked_max")]
+    pub asked_max: usize,
     /// Whether there is no state file before the first save of a built-in strategy.
     #[serde(default)]
     pub first_save: bool,
@@ -56,22 +61,28 @@ fn states_max() -> u64 {
     200_000
 }
 
-impl Default for Power {
-    fn default() -> Self {
-        Self { profiles: all_profiles(), states_max: states_max(), first_save: false }
-    }
+fn asked_max() -> usize {
+    100_000
 }
 
-/// How many bytes of survivors a subject is confronted with, on all profiles together.
-const SHOWN_BYTES_MAX: usize = 128 << 20;
+impl Default for Power {
+    fn default() -> Self {
+        Self {
+            profiles: all_profiles(),
+            states_max: states_max(),
+            asked_max: asked_max(),
+            first_save: false,
+        }
+    }
+}
 
 /// Everything that is derived of one subject on one profile.
 struct Explored {
     profile: Profile,
     lowered: Lowered,
     derived: Derived,
-    /// For each survivor, its place among those that the subject is confronted with.
-    confronted: Vec<Option<usize>>,
+    /// For each survivor, its place among those that are asked about.
+    asked: Vec<Option<usize>>,
 }
 
 /// A recording that a run asks about.
@@ -102,16 +113,19 @@ pub fn cells(
 ) -> Result<(Vec<(u64, Cell)>, Completion)> {
     let case = Case { request, index, recording: Recording::new(prepared)? };
     let (mut explored, mut cells) = (Vec::new(), Vec::new());
-    let mut lefts = Lefts::default();
+    let mut questions = Questions::default();
     for (n, name) in profiles {
         let profile = Profile::find(name)?;
-        lefts.most += SHOWN_BYTES_MAX / request.asked.power.profiles.len();
+        questions.most += request.asked.power.asked_max.div_ceil(profiles.len());
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
-            Ok(lowered) => explored.push((*n, case.explore(profile, lowered, &mut lefts))),
+            Ok(lowered) => {
+                explored.push((*n, case.explore(profile, lowered)));
+                case.ask_about(&mut explored, &mut questions);
+            }
             Err(NotModelled(why)) => cells.push((*n, case.not_measured(name, why))),
         }
     }
-    let (reactions, completion) = case.confront(lab, lefts.all)?;
+    let (reactions, completion) = case.confront(lab, &explored, &questions.all)?;
     for (n, one) in &explored {
         cells.push((*n, case.judge(one, &reactions, directory)?));
     }
@@ -120,33 +134,62 @@ pub fn cells(
     Ok((cells, completion))
 }
 
-/// The survivors that the subject is to be confronted with, each once.
+/// What a load or a check is to be asked about: a survivor of one of the profiles.
+///
+/// Its bytes are made when it is asked, from the recording: there may be many, and large ones.
+struct Question {
+    explored: usize,
+    state: CrashState,
+    acks: u64,
+}
+
+impl Question {
+    fn left(&self, lowered: &Lowered, state_files: &[PathBuf], made: &mut Made) -> Left {
+        let survivor = self.state.survivor(lowered, state_files);
+        let directory = self.state.directory_like(lowered, made);
+        Left { directory, survivor, acks: self.acks }
+    }
+}
+
+/// All questions, the same only once.
 #[derive(Default)]
-struct Lefts {
-    /// What is left, and on which profile it first was.
-    all: Vec<(Left, String)>,
+struct Questions {
+    all: Vec<Question>,
     known: HashMap<u64, usize>,
-    /// How many bytes are kept for that.
-    bytes: usize,
     /// How many there may be with those of this profile.
     most: usize,
 }
 
-impl Lefts {
-    fn add(&mut self, left: Left, profile: &str, apart: bool) -> usize {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        left.directory.hash(&mut hasher);
-        (left.acks > 0).hash(&mut hasher);
-        if apart {
-            profile.hash(&mut hasher);
+impl Questions {
+    /// Adds one unless there are enough; `apart` tells those that are not the same whatever is left.
+    fn add(
+        &mut self,
+        question: Question,
+        (lowered, made): (&Lowered, &mut Made),
+        apart: Option<&str>,
+    ) -> Option<usize> {
+        use std::hash::Hash;
+        let mut hasher = Xxh3::new();
+        question.state.directory_like(lowered, made).hash(&mut hasher);
+        (question.acks > 0, apart).hash(&mut hasher);
+        let key = hasher.digest();
+        if let Some(known) = self.known.get(&key) {
+            return Some(*known);
         }
-        *self.known.entry(hasher.finish()).or_insert_with(|| {
-            self.bytes += left.size();
-            self.all.push((left, profile.to_owned()));
-            self.all.len() - 1
-        })
+        if self.all.len() >= self.most {
+            return None;
+        }
+        self.all.push(question);
+        self.known.insert(key, self.all.len() - 1);
+        Some(self.all.len() - 1)
     }
+}
+
+/// All numbers below `count`, so that the first of them, however many, are spread over all.
+fn spread_out(count: usize) -> impl Iterator<Item = usize> {
+    let bits = count.next_power_of_two().trailing_zeros();
+    let reversed = move |n: usize| n.reverse_bits().checked_shr(usize::BITS - bits).unwrap_or(0);
+    (0..1_usize << bits).map(reversed).filter(move |n| *n < count)
 }
 
 impl Case<'_> {
@@ -160,7 +203,7 @@ impl Case<'_> {
         asked.iter().any(|promise| promises.contains(promise))
     }
 
-    fn explore(&self, profile: Profile, lowered: Lowered, lefts: &mut Lefts) -> Explored {
+    fn explore(&self, profile: Profile, lowered: Lowered) -> Explored {
         let budget = Budget {
             states_max: self.request.asked.power.states_max,
             seed: self.request.asked.seed.0,
@@ -168,19 +211,27 @@ impl Case<'_> {
         };
         let Recording { paths, history, .. } = &self.recording;
         let derived = derive(&lowered, paths, history, budget, &signals::interrupted);
-        let (reacts, twice) = (self.reacts(), self.request.asked.reach.depth == Depth::Two);
-        let mut confronted = Vec::new();
-        for distinct in &derived.survivors {
-            let owing = distinct.owing.iter().max_by_key(|owing| owing.owed);
-            let shown = owing.filter(|_| reacts && lefts.bytes < lefts.most).map(|owing| {
-                let state = owing.first.at(owing.moment(&lowered));
-                let survivor = state.survivor(&lowered, self.recording.state());
-                let (directory, acks) = (state.directory(&lowered), owing.acks as u64);
-                lefts.add(Left { directory, survivor, acks }, &profile.name, twice)
-            });
-            confronted.push(shown);
+        let asked = vec![None; derived.survivors.len()];
+        Explored { profile, lowered, derived, asked }
+    }
+
+    /// Chooses what of the last one that was explored a load or a check is asked about.
+    fn ask_about(&self, explored: &mut [(u64, Explored)], questions: &mut Questions) {
+        let (place, true) = (explored.len() - 1, self.reacts()) else { return };
+        let Explored { profile, lowered, derived, asked } = &mut explored[place].1;
+        let twice = self.request.asked.reach.depth == Depth::Two;
+        let apart = twice.then_some(&profile.name[..]);
+        let mut made = Made::default();
+        for number in spread_out(derived.survivors.len()) {
+            let owing = derived.survivors[number].owing.iter().max_by_key(|owing| owing.owed);
+            let Some(owing) = owing else { continue };
+            let state = owing.first.at(owing.moment(lowered));
+            let question = Question { explored: place, state, acks: owing.acks as u64 };
+            asked[number] = questions.add(question, (&*lowered, &mut made), apart);
+            if signals::interrupted() {
+                return;
+            }
         }
-        Explored { profile, lowered, derived, confronted }
     }
 
     fn judge(
@@ -189,18 +240,24 @@ impl Case<'_> {
         reactions: &[Reaction],
         directory: &RunDirectory,
     ) -> Result<Cell> {
-        let Explored { profile, lowered, derived, confronted } = explored;
+        let Explored { profile, lowered, derived, asked } = explored;
         let name = &profile.name;
         let reaction = |place: &Option<usize>| place.map(|place| &reactions[place]);
-        let mut unknown = confronted.iter().filter_map(reaction).filter_map(|r| r.unknown.as_ref());
+        let mut unknown = asked.iter().filter_map(reaction).filter_map(|r| r.unknown.as_ref());
         if let Some(why) = unknown.next() {
             return Ok(self.not_measured(name, format!("{why}, in the recovery")));
         }
         let mut judging =
             Judging::new(&self.recording, lowered, name, &self.request.asked.promises);
-        for (distinct, confronted) in derived.survivors.iter().zip(confronted) {
-            let reacted = reaction(confronted).map(|reaction| &reaction.violations[..]);
-            judging.distinct(distinct, reacted.unwrap_or_default());
+        for (distinct, place) in derived.survivors.iter().zip(asked) {
+            judging.distinct(
+                distinct,
+                match reaction(place) {
+                    Some(reaction) => Asked::Reacted(&reaction.violations),
+                    None if self.reacts() => Asked::NotYet,
+                    None => Asked::Nothing,
+                },
+            );
         }
         let Judging { tally, spread, causes, .. } = judging;
         let mut findings = Vec::new();
@@ -208,13 +265,14 @@ impl Case<'_> {
             findings.push(self.finding(explored, cause, directory)?);
         }
         findings.sort_by_key(|finding| (finding.kind.promise(), finding.explanation.after_ops));
-        let shown = confronted.iter().filter(|place| place.is_some()).count();
+        let shown = asked.iter().filter(|place| place.is_some()).count();
+        let all_asked = !self.reacts() || shown == asked.len();
         Ok(Cell {
             profile: name.clone(),
             states: derived.states,
             distinct: derived.survivors.len(),
             shown: self.reacts().then_some(shown),
-            exhaustive: derived.exhaustive,
+            exhaustive: derived.exhaustive && all_asked,
             not_measured: None,
             tally,
             spread: spread.coarse(),
@@ -243,24 +301,26 @@ impl Case<'_> {
         }
     }
 
-    /// Shows each survivor to the subject, on all workers.
+    /// Asks a load or a check about survivors, on all workers.
     fn confront(
         &self,
         lab: &Lab,
-        lefts: Vec<(Left, String)>,
+        explored: &[(u64, Explored)],
+        questions: &[Question],
     ) -> Result<(Vec<Reaction>, Completion)> {
-        let mut reactions = vec![Reaction::default(); lefts.len()];
-        if lefts.is_empty() {
+        let mut reactions = vec![Reaction::default(); questions.len()];
+        if questions.is_empty() {
             return Ok((reactions, Completion::Whole));
         }
-        let jobs = self.request.place.jobs.min(lefts.len().div_ceil(8));
+        let jobs = self.request.place.jobs.min(questions.len().div_ceil(8));
         let mut pool = Pool::start(jobs, false, |index| {
             let room = lab::room(lab.path(), index)?;
             let injector = inject::for_subject(self.recording.prepared, &room, None)?;
-            let work = Confronter { case: self, lefts: &lefts, injector };
+            let made = (0, Made::default());
+            let work = Confronter { case: self, explored, questions, injector, made };
             Ok(Box::new(work) as Job<'_, Reaction>)
         })?;
-        let all = (lefts.len() as u64, self.request.place.quiet);
+        let all = (questions.len() as u64, self.request.place.quiet);
         let completion = pool.run_all(all, &mut |reaction: Reaction| {
             let broke = !reaction.violations.is_empty();
             if let Some(slot) = reactions.get_mut(usize::try_from(reaction.n).unwrap_or(0)) {
@@ -304,8 +364,11 @@ impl Case<'_> {
 /// Shows survivors to a subject.
 struct Confronter<'a> {
     case: &'a Case<'a>,
-    lefts: &'a [(Left, String)],
+    explored: &'a [(u64, Explored)],
+    questions: &'a [Question],
     injector: Box<dyn Injector + 'a>,
+    /// Contents of what was explored at this place.
+    made: (usize, Made),
 }
 
 impl Work for Confronter<'_> {
@@ -313,7 +376,12 @@ impl Work for Confronter<'_> {
 
     fn trials(&mut self, range: Range) -> Result<Vec<Reaction>> {
         let index = usize::try_from(range.start).unwrap_or(usize::MAX);
-        let Some((left, profile)) = self.lefts.get(index) else { return Ok(Vec::new()) };
+        let Some(question) = self.questions.get(index) else { return Ok(Vec::new()) };
+        let Explored { profile, lowered, .. } = &self.explored[question.explored].1;
+        if self.made.0 != question.explored {
+            self.made = (question.explored, Made::default());
+        }
+        let left = &question.left(lowered, self.case.recording.state(), &mut self.made.1);
         let (checks, recovery) = self.injector.confront(left)?;
         let outcome = Outcome {
             acks: left.acks,
@@ -334,7 +402,7 @@ impl Work for Confronter<'_> {
         let mut unknown = None;
         if verdict == Verdict::Pass && self.case.request.asked.reach.depth == Depth::Two {
             let (prepared, seed) = (self.case.recording.prepared, self.case.request.asked.seed.0);
-            match second::recovery(&mut *self.injector, prepared, left, profile, seed)? {
+            match second::recovery(&mut *self.injector, prepared, left, &profile.name, seed)? {
                 Shown::Found(found) if found.is_empty() => {}
                 Shown::Found(found) => verdict = Verdict::Violated(found),
                 Shown::Unknown(call) => unknown = Some(call),
@@ -345,5 +413,20 @@ impl Work for Confronter<'_> {
             Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
         };
         Ok(vec![Reaction { n: range.start, violations, unknown }])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_numbers_are_spread_over_all_and_each_comes_once() {
+        assert_eq!(spread_out(6).collect::<Vec<_>>(), [0, 4, 2, 1, 5, 3]);
+        for count in 0..40 {
+            let mut all: Vec<_> = spread_out(count).collect();
+            all.sort_unstable();
+            assert!(all.into_iter().eq(0..count), "{count}");
+        }
     }
 }

@@ -275,10 +275,11 @@ fn power(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Po
     let given = [
         (!options.profile.is_empty(), "--profile"),
         (options.states_max.is_some(), "--states-max"),
+        (options.asked_max.is_some(), "--asked-max"),
         (options.first_save, "--first-save"),
     ];
     // A first save is the same on a real disk.
-    let useless = if fault == FaultKind::PowerCut { &given[..2] } else { &given[..] };
+    let useless = if fault == FaultKind::PowerCut { &given[..3] } else { &given[..] };
     if let Some((_, option)) = useless.iter().find(|(given, _)| *given)
         && fault != FaultKind::PowerLoss
     {
@@ -302,6 +303,7 @@ fn power(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Po
             Error::usage("no crash states were asked for").help("give --states-max 1 or more")
         );
     }
+    power.asked_max = options.asked_max.unwrap_or(power.asked_max);
     power.first_save |= options.first_save;
     let recovers = options.program.is_empty() || options.about.recover.is_some();
     if options.depth == Some(2) && (!recovers || options.recording.is_some()) {

@@ -93,6 +93,18 @@ impl Tally {
         }
     }
 
+    /// Counts states that were reached and can't be judged.
+    pub fn say_nothing(&mut self, why: Why, states: u64) {
+        self.struck += states;
+        *self.inconclusive.entry(why).or_default() += states;
+    }
+
+    /// How many trials no load or check was asked about.
+    #[must_use]
+    pub fn not_asked(&self) -> u64 {
+        self.inconclusive.get(&Why::NotAsked).copied().unwrap_or(0)
+    }
+
     /// Adds what was counted elsewhere.
     pub fn merge(&mut self, other: &Self) {
         self.passed += other.passed;

@@ -8,10 +8,13 @@
 //!
 //! So a file has dirty pages and lost ones. A write makes its pages dirty, an fsync that succeeds
 //! makes the dirty ones clean, one that fails makes them lost. A lost page does no harm if it holds
-//! what is on disk: a program may have taken its write back. Names in a directory that was not
-//! synced are lost until a later fsync of it succeeds: the journal keeps them.
+//! what is on disk: a program may have taken its write back. Names that have changed in a directory
+//! since it was last synced are lost when an fsync of it fails, until a later one succeeds: the
+//! journal keeps them. Its other names are on disk.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 use crate::armed::Action;
 use crate::op::{Call, Effect};
@@ -36,12 +39,24 @@ struct Pages {
     lost: BTreeSet<u64>,
     /// The bytes that are on disk: those of the last time that all of it was synced.
     synced: Vec<u8>,
+    /// Of a directory: names that have changed.
+    dirty_names: BTreeSet<OsString>,
+    /// Of a directory: names that are in memory only, and will stay there.
+    lost_names: BTreeSet<OsString>,
 }
 
 impl Pages {
     /// What was dirty is lost.
     fn lose(&mut self) {
         self.lost.append(&mut self.dirty);
+        self.lost_names.append(&mut self.dirty_names);
+    }
+
+    /// All is on disk.
+    fn clear(&mut self) {
+        self.dirty.clear();
+        self.dirty_names.clear();
+        self.lost_names.clear();
     }
 }
 
@@ -50,9 +65,6 @@ impl Pages {
 pub struct Unsynced {
     files: HashMap<FileKey, Pages>,
 }
-
-/// The page that stands for the names in a directory.
-const NAMES: u64 = 0;
 
 /// A call that has returned.
 pub struct Made<'a> {
@@ -91,8 +103,9 @@ impl Unsynced {
             }
             Effect::Open { truncate: true, .. } if done => self.truncate(file, 0),
             Effect::Truncate { length, .. } if done => self.truncate(file, length.0),
-            Effect::Rename { .. } | Effect::Link { .. } | Effect::Unlink { .. } if done => {
-                self.files.entry(file).or_default().dirty.insert(NAMES);
+            Effect::Rename { from, to, .. } if done => self.names(file, &[from, to]),
+            Effect::Link { to: path, .. } | Effect::Unlink { path } if done => {
+                self.names(file, &[path]);
             }
             // sync_file_range promises nothing.
             Effect::Sync { .. } if made.call != Call::SyncFileRange => {
@@ -100,7 +113,7 @@ impl Unsynced {
                 match (reached, made.call) {
                     // syncfs writes out all files.
                     (true, Call::Sync) => {
-                        self.files.values_mut().for_each(|pages| pages.dirty.clear());
+                        self.files.values_mut().for_each(Pages::clear);
                         (about.all)().into_iter().for_each(|(file, bytes)| {
                             self.synced(file, || bytes);
                         });
@@ -112,6 +125,12 @@ impl Unsynced {
             }
             _ => {}
         }
+    }
+
+    /// Names in a directory lead to something else now.
+    fn names(&mut self, directory: FileKey, paths: &[&PathBuf]) {
+        let names = paths.iter().filter_map(|path| path.file_name()).map(OsStr::to_owned);
+        self.files.entry(directory).or_default().dirty_names.extend(names);
     }
 
     /// A file is met that may have been there before: what it holds is on disk.
@@ -141,12 +160,9 @@ impl Unsynced {
     /// An fsync of it succeeds; it holds these bytes.
     pub fn synced(&mut self, file: FileKey, content: impl FnOnce() -> Vec<u8>) {
         if let Some(pages) = self.files.get_mut(&file) {
-            pages.dirty.clear();
-            if pages.lost.is_empty() {
+            pages.clear();
+            if pages.lost.is_empty() && !file.directory {
                 pages.synced = content();
-            }
-            if file.directory {
-                pages.lost.clear();
             }
         }
     }
@@ -163,7 +179,13 @@ impl Unsynced {
             return false;
         };
         let content = content();
-        file.directory || pages.lost.iter().any(|page| !same_page(*page, &content, &pages.synced))
+        pages.lost.iter().any(|page| !same_page(*page, &content, &pages.synced))
+    }
+
+    /// Whether what a name in a directory leads to is in memory only, and will stay there.
+    #[must_use]
+    pub fn is_name_lost(&self, directory: FileKey, name: &OsStr) -> bool {
+        self.files.get(&directory).is_some_and(|pages| pages.lost_names.contains(name))
     }
 
     /// What is on disk of a file that holds `content`: for lost pages what was synced before.
@@ -287,13 +309,15 @@ mod tests {
         let about = About { file: directory, content: &Vec::new, all: &Vec::new };
         let sync = Effect::Sync { path: "".into() };
         let eio = (-i64::from(libc::EIO), Action::Fail(Errno::Eio));
+        let lost =
+            |unsynced: &Unsynced, name: &str| unsynced.is_name_lost(directory, name.as_ref());
         // No name has changed: nothing can be lost.
         unsynced.called(&made(Call::Fsync, &sync, eio.0, eio.1), &about);
-        assert!(!unsynced.is_lost(directory, Vec::new));
+        assert!(!lost(&unsynced, "s"));
         unsynced.called(&made(Call::Rename, &rename, 0, Action::Pass), &about);
         unsynced.called(&made(Call::Fsync, &sync, eio.0, eio.1), &about);
-        assert!(unsynced.is_lost(directory, Vec::new));
+        assert!(lost(&unsynced, "s") && lost(&unsynced, "t") && !lost(&unsynced, "other"));
         unsynced.called(&made(Call::Fsync, &sync, 0, Action::Pass), &about);
-        assert!(!unsynced.is_lost(directory, Vec::new));
+        assert!(!lost(&unsynced, "s"));
     }
 }

@@ -182,6 +182,8 @@ pub enum Why {
     NotComparable,
     /// The file system itself could not be mounted any more.
     NotMounted,
+    /// What a load or a check makes of it was not asked.
+    NotAsked,
 }
 
 impl Why {
@@ -195,6 +197,7 @@ impl Why {
             Self::TooManyProcesses => "too many processes",
             Self::NotComparable => "not comparable",
             Self::NotMounted => "not mounted",
+            Self::NotAsked => "not asked",
         }
     }
 }

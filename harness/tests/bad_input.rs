@@ -222,6 +222,6 @@ fn a_state_of_another_shape_in_every_run_is_inconclusive_and_not_passed() {
     let arguments = ["--trials", "30", "--", &python, "-c", script];
     let (_, report) = report(results.path(), &arguments);
     let row = &report["subjects"][0];
-    assert!(row["notes"].to_string().contains("add --check"), "{row:#}");
+    assert!(row["notes"].to_string().contains("for a check (--check)"), "{row:#}");
     assert!(row["tally"]["inconclusive"]["not-comparable"].as_u64() > Some(0), "{row:#}");
 }

@@ -35,9 +35,11 @@ pub struct Account {
     pub injection: Injection,
     /// What the strategy did from then on.
     pub steps: Vec<Step>,
-    /// What a failed fsync has left in memory only, the state file or the directory; and how many
-    /// bytes at the beginning of the file are on disk.
+    /// The state files that a failed fsync has left in memory only, and how many bytes at the beginning
+    /// of each are on disk.
     pub unsynced: Vec<(PathBuf, usize)>,
+    /// The state files whose names it has left there.
+    pub names: Vec<PathBuf>,
 }
 
 /// Shows each call to [`Armed`] and does what that says.
@@ -150,10 +152,15 @@ impl<'a> ArmedStorage<'a> {
             let same = same.iter().zip(&content).take_while(|(a, b)| a == b).count();
             if path == LOG_FILE { same } else { 0 }
         };
-        let names = [(STATE_FILE, STATE_FILE), (LOG_FILE, LOG_FILE), (HERE, "")];
-        let unsynced = names.into_iter().filter(|(path, _)| lost(path));
+        let is_name_lost = |name: &&str| {
+            let unsynced = notes.unsynced.as_ref().zip(key(Path::new(HERE)));
+            unsynced.is_some_and(|(unsynced, here)| unsynced.is_name_lost(here, name.as_ref()))
+        };
+        let files = [STATE_FILE, LOG_FILE];
+        let unsynced = files.into_iter().filter(|path| lost(path));
         let account = Account {
-            unsynced: unsynced.map(|(path, name)| (PathBuf::from(name), synced(path))).collect(),
+            unsynced: unsynced.map(|path| (PathBuf::from(path), synced(path))).collect(),
+            names: files.into_iter().filter(is_name_lost).map(PathBuf::from).collect(),
             injection: self.armed.injection(),
             steps: notes.steps.finish(),
         };

@@ -16,7 +16,9 @@ use crate::error::{Context, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
-use crate::outcome::{Check, Content, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor};
+use crate::outcome::{
+    Check, Content, InMemory, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
+};
 use crate::plan::Sites;
 use crate::subject::BuiltIn;
 use crate::volume::{Filled, Volume};
@@ -95,14 +97,18 @@ impl<'a> BuiltInInjector<'a> {
         };
         let Done { exit, acks, account, struck } = done;
         let (injection, steps, unsynced) = match account {
-            Some(account) => (account.injection, account.steps, account.unsynced),
-            None if struck => (Injection::At(self.struck(fault)), Vec::new(), Vec::new()),
-            None => (Injection::NotReached, Vec::new(), Vec::new()),
+            Some(account) => {
+                let bytes = account.unsynced.into_iter().map(on_disk).collect();
+                let names = account.names.into_iter().collect();
+                (account.injection, account.steps, InMemory { bytes, names })
+            }
+            None if struck => (Injection::At(self.struck(fault)), Vec::new(), InMemory::default()),
+            None => (Injection::NotReached, Vec::new(), InMemory::default()),
         };
         Ok(Outcome {
             acks,
             steps,
-            unsynced: unsynced.into_iter().map(on_disk).collect(),
+            unsynced,
             survivor,
             recovery,
             ..Outcome::new(fault.clone(), injection, exit)

@@ -1,6 +1,5 @@
 //! Any program: run under the tracer, and killed where the trial says.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use crate::op::Trace;
 use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{
-    Check, CheckKind, Exit, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
+    Check, CheckKind, Exit, InMemory, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
 };
 use crate::subject::{Command, Learned, Prepared};
 use crate::volume::{Filled, Volume};
@@ -264,7 +263,7 @@ struct Struckdown {
     injection: Injection,
     exit: Exit,
     survivor: Survivor,
-    unsynced: BTreeMap<PathBuf, Vec<u8>>,
+    unsynced: InMemory,
     steps: Vec<Step>,
 }
 
@@ -341,7 +340,7 @@ impl CommandInjector<'_> {
                     injection,
                     exit,
                     survivor,
-                    unsynced: BTreeMap::new(),
+                    unsynced: InMemory::default(),
                     steps: Vec::new(),
                 }
             }

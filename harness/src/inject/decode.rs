@@ -123,13 +123,15 @@ pub fn decode(
     scope: &Scope,
     detail: Detail,
 ) -> Result<Option<Asked>> {
-    let decoder = Decoder { thread, arguments, scope, detail };
+    let own = if number == libc::SYS_pwritev2 { arguments[5] } else { 0 };
+    let appends = [(RWF_APPEND, true), (RWF_NOAPPEND, false)];
+    let appends = appends.into_iter().find(|(bit, _)| own & bit != 0).map(|(_, appends)| appends);
+    let decoder = Decoder { thread, arguments, appends, scope, detail };
     let mut asked = decoder.decode(number)?;
     if let Some(asked) = &mut asked
         && detail != Detail::Place
         && asked.length > 0
     {
-        let own = if number == libc::SYS_pwritev2 { arguments[5] } else { 0 };
         asked.flags = asked.file.map_or(0, |file| decoder.file_info(file).1);
         asked.nonblocking = own & RWF_NOWAIT != 0 || asked.flags & libc::O_NONBLOCK != 0;
         for (bit, flag) in [(RWF_DSYNC, libc::O_DSYNC), (RWF_SYNC, libc::O_SYNC)] {
@@ -143,6 +145,8 @@ pub fn decode(
 const RWF_DSYNC: u64 = 2;
 const RWF_SYNC: u64 = 4;
 const RWF_NOWAIT: u64 = 8;
+const RWF_APPEND: u64 = 16;
+const RWF_NOAPPEND: u64 = 32;
 
 /// How much of a call is found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +162,8 @@ pub enum Detail {
 struct Decoder<'a> {
     thread: &'a Stopped,
     arguments: [u64; 6],
+    /// Whether this write goes to the end of the file, if it says so itself.
+    appends: Option<bool>,
     scope: &'a Scope,
     detail: Detail,
 }
@@ -453,7 +459,7 @@ impl Decoder<'_> {
     /// Where a write will begin.
     fn position(&self, file: u64, given: Option<u64>) -> Result<u64> {
         let (position, flags) = self.file_info(fd_number(file));
-        if flags & libc::O_APPEND != 0 {
+        if self.appends.unwrap_or(flags & libc::O_APPEND != 0) {
             // Appending ignores the position, and pwrite's offset too (pwrite(2), BUGS).
             let path = self.proc(&format!("fd/{}", fd_number(file)));
             return fs::metadata(path).map(|metadata| metadata.len()).map_err(|_| Died);

@@ -112,7 +112,6 @@ fn exit_of(ended: Option<Ended>) -> Exit {
     match ended {
         None => Exit::TimedOut,
         Some(Ended::Status(status)) => Exit::Status(status),
-        Some(Ended::Signal(libc::SIGKILL)) => Exit::Killed,
         Some(Ended::Signal(signal)) => Exit::Signal(signal),
     }
 }

@@ -1,6 +1,5 @@
 //! The watcher of a trial: strikes where its fault is armed, and notes what came of it.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use crate::error::Result;
 use crate::fault::{DiskFull, Fault, FaultKind, Injection};
 use crate::op::Effect;
 use crate::os::ptrace::Stopped;
-use crate::outcome::{Step, Survivor};
+use crate::outcome::{InMemory, Step, Survivor};
 use crate::steps::{self, Steps};
 use crate::unsynced::{About, FileKey, Made, Unsynced};
 use crate::volume::{Filled, Volume};
@@ -94,19 +93,21 @@ impl<'a> Striker<'a> {
     /// Of which state files a failed fsync has left bytes, or names, in memory only; and what then is
     /// on disk.
     #[must_use]
-    pub fn unsynced(&self, survivor: &Survivor) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut found = BTreeMap::new();
+    pub fn unsynced(&self, survivor: &Survivor) -> InMemory {
+        let mut found = InMemory::default();
         let Some(unsynced) = &self.unsynced else { return found };
-        for path in survivor.files.keys() {
-            let directory = path.parent().unwrap_or(Path::new(""));
-            // What a sandbox redirects has another place here.
-            let inside = path.is_relative().then_some([path.as_path(), directory]);
-            for path in inside.into_iter().flatten() {
-                let place = self.scope.root.join(path);
-                let Some(file) = key(&place) else { continue };
-                if unsynced.is_lost(file, || bytes(&place)) {
-                    found.insert(path.to_owned(), unsynced.on_disk(file, &bytes(&place)));
-                }
+        // What a sandbox redirects has another place here.
+        for path in survivor.files.keys().filter(|path| path.is_relative()) {
+            let place = self.scope.root.join(path);
+            if let Some(file) = key(&place)
+                && unsynced.is_lost(file, || bytes(&place))
+            {
+                found.bytes.insert(path.clone(), unsynced.on_disk(file, &bytes(&place)));
+            }
+            if let (Some(directory), Some(name)) = (place.parent().and_then(key), place.file_name())
+                && unsynced.is_name_lost(directory, name)
+            {
+                found.names.insert(path.clone());
             }
         }
         found

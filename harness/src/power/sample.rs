@@ -5,13 +5,16 @@
 //! these, of the changes of the state files: none, all, all prefixes, one alone, all but one, pairs,
 //! and random sets, each with all that it needs. What is drawn follows from the seed.
 
+use std::collections::{HashMap, HashSet};
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::contents::{At, Cache, Choice, Node, Tree};
+use super::contents::{At, Cache, Choice, Node, Tree, View};
 use super::free::Free;
 use super::profile::Names;
 use super::walk::{Complete, Epoch, Epochs, Found, Go, Order, Thorough, Walk};
+use super::{Ino, Time};
 
 /// How many changes may be added and taken back for each state that is wanted.
 const WORK_PER_STATE: usize = 50;
@@ -24,7 +27,7 @@ const FREE_STEPS_MAX: usize = 1_000_000;
 const EPOCH_STATES_MIN: usize = 32;
 /// How many contents are looked at for a set of steps, at least.
 const CONTENTS_MIN: usize = 8;
-/// How many sets of steps are drawn in an epoch, where names come in any order.
+/// How many sets of steps are drawn in an epoch, at least if there is room, where names come in any order.
 const DRAWN_SETS: usize = 64;
 
 impl Walk<'_> {
@@ -80,7 +83,10 @@ impl Walk<'_> {
         let count = order.choices.len();
         let drawn = match self.lowered.flags.names {
             Names::InOrder => Vec::new(),
-            Names::AnyOrder => drawn_sets(count, DRAWN_SETS.min(states / CONTENTS_MIN / 2), random),
+            Names::AnyOrder => {
+                let most = (3 * count).max(DRAWN_SETS).min(states / CONTENTS_MIN / 2);
+                drawn_sets(count, most, random)
+            }
         };
         // Nothing, all, and as many between as there is room for.
         let room = (states / CONTENTS_MIN).saturating_sub(2 + drawn.len()).max(1);
@@ -126,12 +132,16 @@ impl Walk<'_> {
     }
 }
 
-/// About so many sets among so many choices: all but one, one, and random ones.
+/// At most so many sets among so many choices: all but one, one alone, and random ones.
 fn drawn_sets(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> {
-    let last = count.saturating_sub(most / 4)..count;
-    let but_one = last.clone().map(|out| (0..count).map(|n| n != out).collect());
-    let one = last.map(|only| (0..count).map(|n| n == only).collect());
+    let stride = (count * 4).div_ceil((most * 3).max(1)).max(1);
+    let first = random.random_range(0..stride);
+    // From the last on: what came last is the least likely to be forced by something else.
+    let places = || (0..count).rev().skip(first).step_by(stride);
+    let but_one = places().map(|out| (0..count).map(|n| n != out).collect());
+    let one = places().map(|only| (0..count).map(|n| n == only).collect());
     let mut sets: Vec<Vec<bool>> = but_one.chain(one).collect();
+    sets.truncate(most);
     while count > 0 && sets.len() < most {
         let share = random.random_range(0.05..0.95);
         sets.push((0..count).map(|_| random.random_bool(share)).collect());
@@ -154,47 +164,105 @@ impl Order {
     }
 }
 
-impl Tree {
-    /// Some contents of an inode: at most `max.0`, drawn with `max.1`.
-    pub(super) fn sample(
-        choice: &Choice<'_>,
-        cache: &mut Cache,
-        (nodes_max, seed): (usize, u64),
-    ) -> Self {
-        let (view, free, mut tree) = Self::start(choice, cache);
-        let at = choice.at;
-        let possible: Vec<usize> =
-            (0..free.unmet.len()).filter(|index| free.unmet[*index].is_some()).collect();
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let work = nodes_max * WORK_PER_STATE;
-        let nodes_max = nodes_max.min((work / possible.len().max(1)).max(CONTENTS_MIN));
-        let mut sets = vec![Vec::new()];
-        for wish in wishes(possible.len(), nodes_max, &mut random) {
-            let set = free.closed(at, &possible, &wish);
-            let (mut one, mut time) = (view.clone(), tree.nodes[0].time);
-            for change in &set {
-                let change = &at.inode.changes[*change as usize];
-                one.add(at, cache, change);
-                time = time.max(change.time);
-            }
-            let node = one.node(at, cache, time);
-            tree.nodes.push(Node { change: 0, ..node });
-            sets.push(set);
+/// What there is to choose of one inode, and the contents that were chosen.
+struct Sampled<'a> {
+    at: At<'a>,
+    view: View,
+    free: Free,
+    /// The changes that can be chosen, by their place in `free`.
+    possible: Vec<usize>,
+    tree: Tree,
+    sets: Vec<Vec<u32>>,
+    known: HashMap<Vec<u32>, u32>,
+}
+
+impl<'a> Sampled<'a> {
+    fn new(at: At<'a>, view: View, free: Free, tree: Tree) -> Self {
+        let possible = (0..free.unmet.len()).filter(|index| free.unmet[*index].is_some()).collect();
+        // The first content has nothing but what all have.
+        let (sets, known) = (vec![Vec::new()], HashMap::from([(Vec::new(), 0)]));
+        Self { at, view, free, possible, tree, sets, known }
+    }
+
+    fn time(&self, possible: usize) -> Time {
+        self.at.inode.changes[self.free.from + self.possible[possible]].time
+    }
+
+    /// The content with a legal set that is as close to a wish as can be.
+    fn node(&mut self, wish: &[bool], cache: &mut Cache) -> u32 {
+        let set = self.free.closed(self.at, &self.possible, wish);
+        if let Some(node) = self.known.get(&set) {
+            return *node;
         }
-        tree.sets = Some(sets);
-        tree
+        let (mut view, mut time) = (self.view.clone(), self.tree.nodes[0].time);
+        for change in &set {
+            let change = &self.at.inode.changes[*change as usize];
+            view.add(self.at, cache, change);
+            time = time.max(change.time);
+        }
+        let node = super::lower::count(self.tree.nodes.len());
+        self.tree.nodes.push(Node { change: 0, ..view.node(self.at, cache, time) });
+        self.sets.push(set.clone());
+        self.known.insert(set, node);
+        node
+    }
+}
+
+impl Walk<'_> {
+    /// Some contents of these inodes, and which of them are combined: what is chosen is chosen among the changes
+    /// of all of them, in the order of their times.
+    pub(super) fn sampled_contents(
+        &mut self,
+        epoch: Epoch,
+        files: &[Ino],
+        seed: u64,
+    ) -> (Vec<Tree>, Vec<Vec<u32>>) {
+        let mut all = Vec::new();
+        for ino in files {
+            let at = At::new(self.lowered, *ino);
+            let start = |choice: &Choice<'_>, cache: &mut Cache| {
+                let (view, free, tree) = Tree::start(choice, cache);
+                Sampled::new(at, view, free, tree)
+            };
+            all.push(self.choosing(epoch, *ino, start));
+        }
+        let mut order: Vec<(Time, usize, usize)> = Vec::new();
+        for (file, one) in all.iter().enumerate() {
+            order.extend((0..one.possible.len()).map(|place| (one.time(place), file, place)));
+        }
+        order.sort_unstable();
+        let work = self.nodes_max * WORK_PER_STATE;
+        let most = self.nodes_max.min((work / order.len().max(1)).max(CONTENTS_MIN));
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let (mut combinations, mut seen) = (Vec::new(), HashSet::new());
+        for wish in wishes(order.len(), most, &mut random) {
+            let mut of_files: Vec<Vec<bool>> =
+                all.iter().map(|one| vec![false; one.possible.len()]).collect();
+            for ((_, file, place), is_in) in order.iter().zip(wish) {
+                of_files[*file][*place] = is_in;
+            }
+            let nodes: Vec<u32> = all
+                .iter_mut()
+                .zip(&of_files)
+                .map(|(one, wish)| one.node(wish, &mut self.cache))
+                .collect();
+            if seen.insert(nodes.clone()) {
+                combinations.push(nodes);
+            }
+        }
+        let tree = |one: Sampled<'_>| Tree { sets: Some(one.sets), ..one.tree };
+        (all.into_iter().map(tree).collect(), combinations)
     }
 }
 
 /// What is wished of so many changes; at most so many wishes, the most telling first.
 fn wishes(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> {
     let of = |is_in: &dyn Fn(usize) -> bool| (0..count).map(is_in).collect::<Vec<bool>>();
-    let mut wishes = vec![of(&|_| true)];
+    let mut wishes = vec![of(&|_| true), of(&|_| false)];
     let some = |random: &mut ChaCha8Rng| random.random_range(0..count.max(1));
-    let share = most / 5;
-    let all = count <= share;
-    let places: Vec<usize> =
-        if all { (0..count).collect() } else { (0..share).map(|_| some(random)).collect() };
+    // Each prefix, all but one, and one alone; or as many as there is room for, all along the run.
+    let stride = count.div_ceil((most / 5).max(1)).max(1);
+    let places = (random.random_range(0..stride)..count).step_by(stride);
     for place in places {
         wishes.push(of(&|n| n < place));
         wishes.push(of(&|n| n != place));

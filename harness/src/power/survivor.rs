@@ -1,6 +1,6 @@
 //! From a crash state to bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -130,14 +130,19 @@ impl CrashState {
     /// happened to them, as far as the steps that are there allow.
     #[must_use]
     pub fn directory(&self, lowered: &Lowered) -> BTreeMap<PathBuf, Node> {
+        self.directory_like(lowered, &mut Made::default())
+    }
+
+    /// As [`CrashState::directory`]; what was made for other states of the same recording is not made again.
+    pub fn directory_like(&self, lowered: &Lowered, made: &mut Made) -> BTreeMap<PathBuf, Node> {
         let names = self.names(lowered);
-        let node = |ino: Ino| match &lowered.inode(ino).kind {
+        let mut node = |ino: Ino| match &lowered.inode(ino).kind {
             Kind::Directory => Node::Directory,
             Kind::Symlink(target) => Node::Symlink(target.clone()),
             Kind::File if self.changes.iter().any(|(of, _)| *of == ino.0) => {
-                Node::File(self.bytes(lowered, ino))
+                Node::File(made.bytes(self, lowered, ino))
             }
-            Kind::File => Node::File(self.with_all_of(lowered, ino).bytes(lowered, ino)),
+            Kind::File => Node::File(made.bytes(&self.with_all_of(lowered, ino), lowered, ino)),
         };
         names.all(lowered).into_iter().map(|(path, ino)| (path, node(ino))).collect()
     }
@@ -159,6 +164,54 @@ impl CrashState {
         let mut state = self.clone();
         state.changes.push((ino.0, chosen));
         state
+    }
+}
+
+/// Contents of files that were made for crash states of one recording.
+#[derive(Default)]
+pub struct Made {
+    known: HashMap<MadeOf, Vec<u8>>,
+    size: usize,
+}
+
+/// What determines the bytes of a file.
+#[derive(PartialEq, Eq, Hash)]
+struct MadeOf {
+    ino: Ino,
+    stale: bool,
+    changes: Vec<u32>,
+    resizes: Vec<u32>,
+}
+
+/// How many bytes are kept to be used again.
+const MADE_BYTES_MAX: usize = 64 << 20;
+
+impl Made {
+    fn bytes(&mut self, state: &CrashState, lowered: &Lowered, ino: Ino) -> Vec<u8> {
+        let inode = lowered.inode(ino);
+        let changes = 0..super::lower::count(inode.changes.len());
+        let of = MadeOf {
+            ino,
+            stale: state.stale,
+            changes: changes.filter(|n| state.has_change(lowered, ino, *n)).collect(),
+            resizes: inode
+                .resizes
+                .iter()
+                .copied()
+                .filter(|n| state.has_step(lowered, *n))
+                .collect(),
+        };
+        if let Some(bytes) = self.known.get(&of) {
+            return bytes.clone();
+        }
+        let bytes = state.bytes(lowered, ino);
+        self.size += bytes.len() + (of.changes.len() + of.resizes.len()) * size_of::<u32>();
+        if self.size > MADE_BYTES_MAX {
+            self.known.clear();
+            self.size = 0;
+        }
+        self.known.insert(of, bytes.clone());
+        bytes
     }
 }
 

@@ -84,7 +84,7 @@ pub struct Walk<'a> {
     epochs: Epochs,
     /// The steps that are free in the epoch that was entered, and make a difference.
     pub(super) free: BTreeSet<u32>,
-    cache: Cache,
+    pub(super) cache: Cache,
     names: NamesView,
     /// What is forced of each inode that was looked at.
     forced: HashMap<Ino, Forced>,
@@ -302,7 +302,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// All contents that the state files can have with the steps of the set.
+    /// All contents that the state files can have with the steps of the set, or a sample of them.
     pub(super) fn contents(
         &mut self,
         epoch: Epoch,
@@ -319,12 +319,13 @@ impl<'a> Walk<'a> {
             .collect();
         files.sort_unstable();
         files.dedup();
-        let all = self.nodes_max;
-        if let Thorough::Sample(_) = self.thorough {
-            self.nodes_max = root(all, files.len());
-        }
-        let trees: Vec<Tree> = files.iter().map(|ino| self.tree(epoch, *ino)).collect();
-        self.nodes_max = all;
+        let (trees, combinations) = match self.thorough {
+            Thorough::All => (self.trees(epoch, &files), None),
+            Thorough::Sample(seed) => {
+                let (trees, combinations) = self.sampled_contents(epoch, &files, seed);
+                (trees, Some(combinations))
+            }
+        };
         if trees.iter().any(|tree| !tree.complete) {
             return Complete::No;
         }
@@ -332,17 +333,33 @@ impl<'a> Walk<'a> {
         let places: Vec<Option<Option<usize>>> = inos.iter().map(place).collect();
         let start = self.chosen.last().map(|step| self.lowered.steps[*step as usize].time);
         let product = Product { epoch, steps: &self.chosen, trees: &trees, places: &places, start };
-        product.each(visit)
+        match combinations {
+            None => product.each(visit),
+            Some(combinations) => product.each_of(&combinations, visit),
+        }
     }
 
-    fn tree(&mut self, epoch: Epoch, ino: Ino) -> Tree {
+    fn trees(&mut self, epoch: Epoch, files: &[Ino]) -> Vec<Tree> {
+        let nodes_max = self.nodes_max;
+        let mut grow = |ino: &Ino| {
+            self.choosing(epoch, *ino, |choice, cache| Tree::grow(choice, cache, nodes_max))
+        };
+        files.iter().map(&mut grow).collect()
+    }
+
+    /// Does something with what can be in a set of the changes of an inode.
+    pub(super) fn choosing<T>(
+        &mut self,
+        epoch: Epoch,
+        ino: Ino,
+        body: impl FnOnce(&Choice<'_>, &mut Cache) -> T,
+    ) -> T {
         self.advance(epoch, ino);
         let at = At::new(self.lowered, ino);
         let (lowered, is_chosen) = (self.lowered, &self.is_chosen);
         let has_step = |step: u32| {
             is_chosen[step as usize] || lowered.steps[step as usize].forced <= epoch.barrier
         };
-        let first_missing = self.first_missing;
         let nothing = (Time(0), Time(0));
         let mut pushed =
             self.pushed.get(&ino).and_then(|pushed| pushed.last()).copied().unwrap_or(nothing);
@@ -357,17 +374,12 @@ impl<'a> Walk<'a> {
             forced: &forced.view,
             first_free: forced.first_free,
             has_step: &has_step,
-            first_missing,
+            first_missing: self.first_missing,
             barrier: epoch.barrier,
             until: epoch.last,
             pushed,
         };
-        match self.thorough {
-            Thorough::All => Tree::grow(&choice, &mut self.cache, self.nodes_max),
-            Thorough::Sample(seed) => {
-                Tree::sample(&choice, &mut self.cache, (self.nodes_max, seed))
-            }
-        }
+        body(&choice, &mut self.cache)
     }
 
     /// Adds to what is known of an inode all that is forced in this epoch.
@@ -484,16 +496,6 @@ impl Order {
     }
 }
 
-/// How many contents each of so many files may have, so that there are about `all` combinations.
-fn root(all: usize, files: usize) -> usize {
-    let power = |least: usize| (0..files).fold(1_usize, |all, _| all.saturating_mul(least));
-    let mut least = 2;
-    while files > 1 && power(least + 1) <= all {
-        least += 1;
-    }
-    if files > 1 { least } else { all }
-}
-
 /// All combinations of the contents of several inodes.
 struct Product<'a> {
     epoch: Epoch,
@@ -506,47 +508,72 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// Shows all combinations.
     fn each(&self, visit: &mut dyn FnMut(&Found<'_>) -> Go) -> Complete {
         let mut nodes = vec![0_u32; self.trees.len()];
         let mut files = vec![Seen::Missing; self.places.len()];
         loop {
-            let some_stale = self.picked(&nodes).any(|node| node.stale.is_some());
-            for stale in [false, true] {
-                if stale && !some_stale {
-                    continue;
-                }
-                for (file, place) in files.iter_mut().zip(self.places) {
-                    *file = match place {
-                        None => Seen::Missing,
-                        Some(None) => Seen::NoFile,
-                        Some(Some(tree)) => {
-                            let node = &self.trees[*tree].nodes[nodes[*tree] as usize];
-                            let sum = if stale { node.stale.unwrap_or(node.sum) } else { node.sum };
-                            Seen::File(node.size, sum)
-                        }
-                    };
-                }
-                // A micro-op is there from the moment after its time on, and a forced one, too.
-                let times = self.picked(&nodes).map(|node| node.time).chain(self.start);
-                let latest = times.max().unwrap_or(Time(0)).max(self.epoch.barrier);
-                let moment = Time(latest.0 + 1).min(self.epoch.last);
-                let recipe = Recipe {
-                    barrier: self.epoch.barrier,
-                    moment,
-                    steps: self.steps,
-                    trees: self.trees,
-                    nodes: &nodes,
-                    stale,
-                };
-                let found = Found { last_moment: self.epoch.last, files: &files, recipe };
-                if visit(&found) == Go::Stop {
-                    return Complete::No;
-                }
+            if self.show(&nodes, &mut files, visit) == Go::Stop {
+                return Complete::No;
             }
             if !self.advance(&mut nodes) {
                 return Complete::Yes;
             }
         }
+    }
+
+    /// Shows these combinations.
+    fn each_of(
+        &self,
+        combinations: &[Vec<u32>],
+        visit: &mut dyn FnMut(&Found<'_>) -> Go,
+    ) -> Complete {
+        let mut files = vec![Seen::Missing; self.places.len()];
+        let stops = |nodes: &Vec<u32>| self.show(nodes, &mut files, visit) == Go::Stop;
+        if combinations.iter().any(stops) { Complete::No } else { Complete::Yes }
+    }
+
+    /// Shows one combination, and the same with stale blocks if there are such.
+    fn show(
+        &self,
+        nodes: &[u32],
+        files: &mut [Seen],
+        visit: &mut dyn FnMut(&Found<'_>) -> Go,
+    ) -> Go {
+        let some_stale = self.picked(nodes).any(|node| node.stale.is_some());
+        for stale in [false, true] {
+            if stale && !some_stale {
+                continue;
+            }
+            for (file, place) in files.iter_mut().zip(self.places) {
+                *file = match place {
+                    None => Seen::Missing,
+                    Some(None) => Seen::NoFile,
+                    Some(Some(tree)) => {
+                        let node = &self.trees[*tree].nodes[nodes[*tree] as usize];
+                        let sum = if stale { node.stale.unwrap_or(node.sum) } else { node.sum };
+                        Seen::File(node.size, sum)
+                    }
+                };
+            }
+            // A micro-op is there from the moment after its time on, and a forced one, too.
+            let times = self.picked(nodes).map(|node| node.time).chain(self.start);
+            let latest = times.max().unwrap_or(Time(0)).max(self.epoch.barrier);
+            let moment = Time(latest.0 + 1).min(self.epoch.last);
+            let recipe = Recipe {
+                barrier: self.epoch.barrier,
+                moment,
+                steps: self.steps,
+                trees: self.trees,
+                nodes,
+                stale,
+            };
+            let found = Found { last_moment: self.epoch.last, files, recipe };
+            if visit(&found) == Go::Stop {
+                return Go::Stop;
+            }
+        }
+        Go::On
     }
 
     fn picked<'b>(&'b self, nodes: &'b [u32]) -> impl Iterator<Item = &'b super::contents::Node> {

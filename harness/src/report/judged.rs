@@ -45,7 +45,10 @@ impl Judged {
             });
         }
         if report.shard.is_whole() && row.is_unclear() {
-            return Self::Unclear("most runs can't be judged");
+            return Self::Unclear(match row.tally.not_asked() {
+                0 => "most runs can't be judged",
+                _ => "the load and the checks were not asked about all crash states",
+            });
         }
         let mut surprises = row.surprises(&report.promises);
         surprises.sort();

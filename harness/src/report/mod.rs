@@ -180,10 +180,11 @@ impl Row {
         !self.whole && self.derived.is_none() && self.sweep.is_none() && self.cells.is_empty()
     }
 
-    /// Whether more than half of the runs that were struck say nothing.
+    /// Whether more than half of the runs that were struck say nothing, or it was not asked about all of them.
     #[must_use]
     pub fn is_unclear(&self) -> bool {
-        self.tally.failed() == 0 && self.tally.judged() * 2 < self.tally.struck
+        let most = self.tally.judged() * 2 < self.tally.struck;
+        self.tally.failed() == 0 && (most || self.tally.not_asked() > 0)
     }
 }
 

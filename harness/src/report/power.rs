@@ -137,7 +137,8 @@ pub fn render(report: &Report, screen: Screen, text: &mut String) {
             if let Some(shown) = cell.shown.filter(|shown| *shown < cell.distinct) {
                 let _ = writeln!(
                     text,
-                    "note: {} on {}: load and checks were asked about {shown} of {} distinct survivors",
+                    "note: {} on {}: load and checks were asked about {shown} of {} distinct survivors; \
+                     --asked-max N asks about more",
                     row.name, cell.profile, cell.distinct
                 );
             }
@@ -239,7 +240,11 @@ fn cell_text(cell: &Cell) -> String {
     if cell.not_measured.is_some() {
         return "not measured".to_owned();
     }
-    let mut text = format!("{} of {}", cell.tally.failed(), cell.states);
+    let unclear: u64 = cell.tally.inconclusive.values().sum();
+    let mut text = format!("{} of {}", cell.tally.failed(), cell.states.saturating_sub(unclear));
+    if unclear > 0 {
+        let _ = write!(text, "\n{unclear} not judged");
+    }
     for kind in cell.tally.violated.keys() {
         let _ = write!(text, "\n{}", kind.name());
     }
@@ -270,6 +275,9 @@ fn expected(report: &Report, row: &Row) -> String {
         .collect();
     if row.cells.iter().any(|cell| cell.not_measured.is_some()) {
         return "NOT MEASURED".to_owned();
+    }
+    if surprises.is_empty() && row.is_unclear() {
+        return "UNCLEAR: not all\nwas asked about".to_owned();
     }
     if surprises.is_empty() { "yes".to_owned() } else { surprises.join("\n") }
 }

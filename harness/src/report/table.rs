@@ -223,6 +223,9 @@ fn interval(report: &Report, row: &Row) -> String {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
     let bound = 300.0 / tally.judged() as f64;
+    if bound >= 100.0 {
+        return bounds;
+    }
     let digits = if bound < 0.01 { 4 } else { 2 };
     format!("{bounds}\nfails < {bound:.digits$} %")
 }

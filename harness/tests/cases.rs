@@ -1,0 +1,130 @@
+//! Small programs whose verdict was once wrong, each with the right one.
+
+mod common;
+
+use common::{can_follow, python, report, targets, violations};
+use serde_json::Value;
+
+/// Runs a case in an empty directory; returns the exit status and the row of the report.
+fn case(options: &[&str], program: &str, arguments: &[&str]) -> Option<(i32, Value)> {
+    if !can_follow() {
+        return None;
+    }
+    let (python, program) = (python()?, targets(&format!("python/cases/{program}.py")));
+    let results = tempfile::tempdir().unwrap();
+    let all = [&["--seed", "1"], options, &["--", &python, &program], arguments].concat();
+    let (status, report) = report(results.path(), &all);
+    Some((status, report["subjects"][0].clone()))
+}
+
+fn failed(tally: &Value) -> u64 {
+    let kinds = tally["violated"].as_object().unwrap().values();
+    kinds.map(|count| count["natural"].as_u64().unwrap() + count["forced"].as_u64().unwrap()).sum()
+}
+
+fn cell<'a>(row: &'a Value, profile: &str) -> &'a Value {
+    let cells = row["cells"].as_array().unwrap();
+    cells.iter().find(|cell| cell["profile"] == profile).unwrap()
+}
+
+#[test]
+fn many_files_are_found_however_many_there_are() {
+    let check = "[ ! -e f4 ] || [ -e f3 ]";
+    for count in ["6", "9", "12"] {
+        let options = ["--scenario", "poweroff", "--profile", "posix", "--promise", "checked"];
+        let options = [&options[..], &["--states-max", "20000", "--check", check]].concat();
+        let Some((status, row)) = case(&options, "many_files", &[count]) else { return };
+        let cell = cell(&row, "posix");
+        assert!(failed(&cell["tally"]) > 0 && status == 1, "{count}: {cell:#}");
+        // States of every op are in the sample.
+        let places = cell["spread"]["passed"].as_object().unwrap().len();
+        assert!(places > 20, "{count}: {places}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_never_synced_is_found_beside_any_number_of_files() {
+    for count in ["16", "20"] {
+        let options = ["--scenario", "poweroff", "--profile", "posix", "--ack", "^SAVED"];
+        let Some((status, row)) = case(&options, "many_d2", &["{dir}", count]) else { return };
+        let cell = cell(&row, "posix");
+        assert!(common::sum(&cell["tally"]["violated"]["lost-ack"]) > 15, "{count}: {cell:#}");
+        assert_eq!(status, 1);
+    }
+}
+
+#[test]
+fn what_was_not_asked_about_is_no_pass() {
+    let options = ["--scenario", "poweroff", "--profile", "ext4", "--state", "s?"];
+    let options = [&options[..], &["--promise", "checked", "--ack", "^saved"]].concat();
+    let broken = [&options[..], &["--check", "[ ! -e s3 ] || [ -e s4 ]"]].concat();
+    for megabytes in ["0", common::usually("1", "8")] {
+        let Some((_, row)) = case(&broken, "beside_a_big_file", &[megabytes]) else { return };
+        assert!(failed(&cell(&row, "ext4")["tally"]) > 0, "{row:#}");
+    }
+    let few = [&options[..], &["--asked-max", "5", "--check", "true"]].concat();
+    let Some((status, row)) = case(&few, "beside_a_big_file", &["0"]) else { return };
+    let cell = cell(&row, "ext4");
+    assert_eq!((status, failed(&cell["tally"])), (4, 0), "{cell:#}");
+    assert!(cell["tally"]["inconclusive"]["not-asked"].as_u64() > Some(0), "{cell:#}");
+    assert_eq!(cell["exhaustive"], false);
+}
+
+#[test]
+fn bytes_of_each_run_alone_are_judged_by_the_check() {
+    let options = ["--trials", "100", "--promise", "checked", "--check", "true"];
+    let Some((status, row)) = case(&options, "rnd", &["{dir}"]) else { return };
+    assert_eq!((status, row["tally"]["passed"].as_u64()), (0, Some(100)), "{row:#}");
+    let options = ["--trials", "100", "--ack", "^SAVED", "--check", "true"];
+    let (status, row) = case(&options, "text_time", &["{dir}"]).unwrap();
+    assert_eq!((status, row["tally"]["passed"].as_u64()), (0, Some(100)), "{row:#}");
+}
+
+#[test]
+fn every_state_of_a_program_with_bytes_of_its_own_in_each_run_is_judged() {
+    let options = ["--exhaustive", "--ack", "^SAVED"];
+    let Some((_, row)) = case(&options, "rnd_inplace", &["{dir}"]) else { return };
+    assert!(violations(&row, "empty") > 0, "{row:#}");
+    let options = ["--exhaustive", "--recover", "true", "--promise", "recoverable"];
+    let (status, row) = case(&options, "mapped_lock", &["{dir}"]).unwrap();
+    assert_eq!((status, failed(&row["tally"])), (0, 0), "{row:#}");
+}
+
+#[test]
+fn a_file_that_is_made_empty_before_anything_was_saved_is_no_version() {
+    for program in ["touch_first", "no_touch"] {
+        for scenario in ["sigkill", "enospc", "errno", "poweroff"] {
+            let options = ["--scenario", scenario, "--ack", "^saved"];
+            let Some((_, row)) = case(&options, program, &[]) else { return };
+            assert_eq!(failed(&row["tally"]), 0, "{program} {scenario}: {row:#}");
+        }
+    }
+}
+
+#[test]
+fn what_a_file_holds_makes_no_difference_to_an_empty_one() {
+    let empty = |program| {
+        let options = ["--scenario", "poweroff", "--profile", "xfs", "--ack", "^SAVED"];
+        case(&options, program, &["{dir}"]).map(|(_, row)| violations(cell(&row, "xfs"), "empty"))
+    };
+    let Some(binary) = empty("det_inplace") else { return };
+    assert_eq!((Some(binary), binary), (empty("det_json"), 16));
+}
+
+#[test]
+fn a_rename_between_two_names_of_one_file_does_nothing() {
+    let options = ["--state", "state.*", "--trials", "50", "--ack", "^saved"];
+    let Some((_, row)) = case(&options, "two_names", &[]) else { return };
+    assert_eq!(row["tally"]["struck"].as_u64(), Some(50), "{row:#}");
+}
+
+#[test]
+fn a_write_that_says_itself_that_it_appends_goes_to_the_end() {
+    let Some(program) = common::compiled("odd/append_flag.c").filter(|_| can_follow()) else {
+        return;
+    };
+    let results = tempfile::tempdir().unwrap();
+    let options = ["--seed", "1", "--trials", "50", "--ack", "^saved", "--", &program];
+    let (_, report) = report(results.path(), &options);
+    assert_eq!(report["subjects"][0]["tally"]["struck"].as_u64(), Some(50), "{report:#}");
+}

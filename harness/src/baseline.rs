@@ -2,19 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::armed::Follows;
 use crate::error::{Error, Result};
 use crate::fault::FaultKind;
 use crate::history::{History, Order, Repeats};
-use crate::inject::checks::{Checks, Said, Shell};
+use crate::inject::checks::{Acked, Checks, Said, Shell};
 use crate::inject::command::no_sites;
 use crate::inject::output::AckCounter;
 use crate::inject::recorder::{Hesitates, Recorder};
 use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
+use crate::loads_learned;
 use crate::locate::locate;
 use crate::model::{Files, Node, NotModelled};
 use crate::op::Trace;
@@ -81,7 +83,11 @@ pub fn learn(
     command.inside = outside_files::names_inside(&first);
     let command = &command;
     let state = choose_state(name, command, &first, &mut notes)?;
+    if command.check.is_some() {
+        rooms[1].output.keep_acks();
+    }
     let second = unbroken(name, command, &mut rooms[1], Hesitates::Nobody)?;
+    let acked = rooms[1].output.kept_acks().to_vec();
     // Of two runs that were ended, as many acks are looked at as both gave.
     let acks = first.acks_in_all().min(second.acks_in_all());
     check_acks(name, command, acks)?;
@@ -100,6 +106,8 @@ pub fn learn(
         }
         (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
     };
+    let mut history = history;
+    learn_loads(command, &mut rooms[1], [&first, &second], &mut history, &mut notes)?;
     note_repeats(&history, &first, &second, &mut notes);
     if fault.is_told() && history.said.is_empty() && second.trace.acks.len() > 1 {
         notes.push(
@@ -117,6 +125,7 @@ pub fn learn(
         serves: second.serves,
         outside: rooms[1].outside.clone(),
         before_first_save,
+        acked,
     };
     try_own_commands(name, &learned, &mut rooms[1])?;
     // It has been run twice there now, as after each trial.
@@ -359,6 +368,35 @@ fn history(run: &Unbroken, state: &StateFiles, acks: u64) -> std::result::Result
     }
 }
 
+/// Asks the load, if there is one, what it makes of what was saved.
+fn learn_loads(
+    command: &Command,
+    runner: &mut Runner,
+    runs: [&Unbroken; 2],
+    history: &mut History,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let Some(text) = &command.recover else { return Ok(()) };
+    if !runner.outside.is_empty() {
+        notes.push("its state lies outside too: of --load only the status counts".to_owned());
+        return Ok(());
+    }
+    let runs = runs.map(|run| (&run.before, &run.trace));
+    match loads_learned::learn(
+        (text, command),
+        runner,
+        (runs, &history.since),
+        command.limits.timeout(),
+    )? {
+        Ok(loads) => {
+            notes.push(format!("judged by what --load prints: {} versions", loads.count()));
+            history.loads = Some(Arc::new(loads));
+        }
+        Err(why) => notes.push(format!("--load: {why}")),
+    }
+    Ok(())
+}
+
 /// All that is known of a run that can't be followed: how it began and how it ended. There may be
 /// versions between, so that only certain damage is seen.
 fn ends(run: &Unbroken, state: &StateFiles) -> History {
@@ -466,7 +504,11 @@ fn try_own_commands(name: &str, learned: &Learned, runner: &mut Runner) -> Resul
         return wrong(complaint);
     }
     let timeout = command.limits.timeout();
-    match checks.command().map(|check| check.run(timeout)).transpose()? {
+    let acked = Acked::new(&root);
+    acked.write(&learned.acked)?;
+    let check =
+        checks.command().map(|check| check.run_after(&acked, learned.acked.len() as u64, timeout));
+    match check.transpose()? {
         None | Some(Said::Yes) => {}
         Some(Said::No(why)) => return wrong(format!("--check fails: {why}")),
         Some(Said::Hung) => return wrong("--check does not end".to_owned()),
@@ -474,8 +516,8 @@ fn try_own_commands(name: &str, learned: &Learned, runner: &mut Runner) -> Resul
     let Some(text) = &command.recover else { return Ok(()) };
     match Shell::new(text, command, &root, runner.sandbox())?.run(timeout)? {
         Said::Yes => {}
-        Said::No(why) => return wrong(format!("--recover fails: {why}")),
-        Said::Hung => return wrong("--recover does not end".to_owned()),
+        Said::No(why) => return wrong(format!("--load fails: {why}")),
+        Said::Hung => return wrong("--load does not end".to_owned()),
     }
     match runner.plain(None, learned.timeout)? {
         Plain::Ended(Ended::Status(0)) => Ok(()),

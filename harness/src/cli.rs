@@ -134,7 +134,7 @@ pub struct Run {
     /// Of a loss of power: how many crash states there may be before a sample must do
     #[arg(long, value_name = "N")]
     pub states_max: Option<u64>,
-    /// Of a loss of power: about how many distinct survivors of a subject a load or a check is asked, on all
+    /// Of a loss of power: about how many distinct survivors of a program a load or a check is asked, on all
     /// profiles together
     #[arg(long, value_name = "N")]
     pub asked_max: Option<usize>,
@@ -396,8 +396,10 @@ pub struct About {
     /// Shell command, run in the directory with what survived; status 0 says it is sound
     #[arg(long, value_name = "CMD", requires = "program")]
     pub check: Option<String>,
-    /// Shell command, run there too, that loads the state as the program would at its next start
-    #[arg(long, value_name = "CMD", requires = "program")]
+    /// Shell command, run there too, that loads the state as the program would at its next start; what it prints
+    /// to stdout is the state that the program would start with, and is compared with what it printed after each
+    /// ack; if it always prints the same, only its status counts
+    #[arg(long = "load", visible_alias = "recover", value_name = "CMD", requires = "program")]
     pub recover: Option<String>,
     /// Shell command, run there too, that restores the state from a copy, for which `{backup}` stands
     #[arg(long, value_name = "CMD", requires = "program")]

@@ -232,7 +232,7 @@ fn about_to_run(subject: &Subject) -> String {
             let words: Vec<_> = command.argv.iter().map(|word| quoted(word)).collect();
             let own = [
                 (&command.check, "--check"),
-                (&command.recover, "--recover"),
+                (&command.recover, "--load"),
                 (&command.restore, "--restore"),
                 (&command.broker, "--broker"),
                 (&command.settle, "--settle"),

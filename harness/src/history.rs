@@ -12,6 +12,7 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 
 use crate::learner::Learner;
+use crate::loads::Loads;
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
 use crate::template::Template;
@@ -75,6 +76,8 @@ pub struct History {
     pub begun: BTreeSet<PathBuf>,
     /// The state files that may be there and empty as long as nothing was promised that is in them.
     pub starts_empty: BTreeSet<PathBuf>,
+    /// The versions as the program's own load prints them, if that tells them apart.
+    pub loads: Option<Arc<Loads>>,
 }
 
 /// What a program saves when something has failed.
@@ -146,6 +149,7 @@ impl History {
             after_failure: AfterFailure::Same,
             begun: BTreeSet::new(),
             starts_empty: BTreeSet::new(),
+            loads: None,
         }
     }
 
@@ -175,6 +179,7 @@ impl History {
             after_failure: AfterFailure::MayDiffer,
             begun: BTreeSet::new(),
             starts_empty: BTreeSet::new(),
+            loads: None,
         }
     }
 
@@ -244,6 +249,16 @@ impl History {
             }
             (mine_before, theirs_before) = (std::mem::replace(mine, confirmed.clone()), theirs);
         }
+    }
+
+    /// How many acks count as given after so many that said this: up to the newest of the unbroken run's.
+    #[must_use]
+    pub fn acks_promised(&self, acks: u64, said: &[u64]) -> u64 {
+        if self.said.is_empty() || said.len() as u64 != acks {
+            return acks;
+        }
+        let newest = said.iter().filter_map(|line| self.said.get(line)).max();
+        newest.map_or(0, |ack| *ack as u64 + 1)
     }
 
     /// The version owed after acks that said this: the newest of those that were promised. If

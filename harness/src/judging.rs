@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use crate::history::{History, States};
 use crate::oracle;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Recovery};
 use crate::power::derive::{Distinct, Owing};
 use crate::power::spread::Spread;
 use crate::power::survivor::CrashState;
@@ -51,10 +53,28 @@ pub struct Judging<'a> {
 pub enum Asked<'a> {
     /// There is nothing that could be asked.
     Nothing,
-    /// A load or a check, and this is what it says.
-    Reacted(&'a [Violation]),
+    /// A load or a check, and this is what they say: for so many acks, and for fewer, the most first.
+    Reacted(&'a [Reacted]),
     /// There is a load or a check, and it was not asked.
     NotYet,
+}
+
+/// What a load and the checks say of a survivor.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Reacted {
+    /// When so many acks had been given.
+    pub acks: u64,
+    /// What they found broken.
+    pub violations: Vec<Violation>,
+    /// What the load made of it.
+    pub recovery: Recovery,
+}
+
+impl Reacted {
+    /// What is said for so many acks; with which nothing was broken, nothing is with fewer.
+    fn to(all: &[Self], acks: usize) -> Option<&Self> {
+        all.iter().find(|one| one.acks <= acks as u64).or(all.last())
+    }
 }
 
 /// What breaks, and its cause.
@@ -90,16 +110,28 @@ impl<'a> Judging<'a> {
 
     /// Judges one survivor by its bytes, and by what the subject, or a check, made of it.
     pub fn distinct(&mut self, distinct: &Distinct, asked: Asked<'_>) {
-        let reacted = if let Asked::Reacted(violations) = asked { violations } else { &[] };
+        let by_load = self.recording.history.loads.is_some();
+        let all = match asked {
+            Asked::Reacted(all) if by_load => return self.loaded(distinct, all),
+            // What its bytes are says nothing of what is loaded.
+            Asked::NotYet if by_load => {
+                let states = distinct.owing.iter().map(|owing| owing.states).sum();
+                return self.tally.say_nothing(Why::NotAsked, states);
+            }
+            Asked::Reacted(all) => all,
+            Asked::NotYet | Asked::Nothing => &[],
+        };
         let checked = self.promises.contains(&Promise::Checked);
-        self.has_check = checked && matches!(asked, Asked::Reacted(_));
+        self.has_check = checked && matches!(asked, Asked::Reacted(..));
         self.passes = match asked {
-            Asked::Nothing | Asked::Reacted(_) => Ok(()),
+            Asked::Nothing | Asked::Reacted(..) => Ok(()),
             Asked::NotYet => Err(Why::NotAsked),
         };
         let mut lost: Option<Known> = None;
         let mut counted = BTreeSet::new();
         for owing in &distinct.owing {
+            let reacted = Reacted::to(all, owing.acks);
+            let reacted = reacted.map_or(&[][..], |reacted| &reacted.violations);
             let is_lost = distinct.version.is_some_and(|version| version < owing.owed);
             if distinct.version.is_some() && !is_lost && reacted.is_empty() {
                 self.enter(&[], owing, Time(0));
@@ -115,7 +147,7 @@ impl<'a> Judging<'a> {
             });
             let (kinds, cause) = match known {
                 Some(known) => known,
-                None => match self.look(state, owing, reacted) {
+                None => match self.look(state, owing, (reacted, None)) {
                     Some(found) => found,
                     None => continue,
                 },
@@ -128,6 +160,23 @@ impl<'a> Judging<'a> {
                 (true, _) => lost = Some((kinds, cause)),
                 (false, None) => self.last = Some((kinds, cause)),
                 (false, Some(_)) => {}
+            }
+        }
+    }
+
+    /// Judges one survivor by what the subject's load made of it, for each number of acks.
+    fn loaded(&mut self, distinct: &Distinct, all: &[Reacted]) {
+        (self.passes, self.has_check) = (Ok(()), self.promises.contains(&Promise::Checked));
+        let mut counted = BTreeSet::new();
+        for owing in &distinct.owing {
+            let moment = owing.moment(self.lowered);
+            let state = owing.first.at(moment);
+            let Some(reacted) = Reacted::to(all, owing.acks) else { continue };
+            let reacted = (&reacted.violations[..], Some(&reacted.recovery));
+            let Some((kinds, cause)) = self.look(state, owing, reacted) else { continue };
+            self.enter(&kinds, owing, moment);
+            if let Some(found) = self.causes.get_mut(&cause) {
+                found.count(&kinds, owing.states, counted.insert(cause.clone()));
             }
         }
     }
@@ -152,9 +201,15 @@ impl<'a> Judging<'a> {
     }
 
     /// Has the oracle look at a state; if that breaks nothing, it is counted.
-    fn look(&mut self, state: CrashState, owing: &Owing, reacted: &[Violation]) -> Option<Known> {
+    fn look(
+        &mut self,
+        state: CrashState,
+        owing: &Owing,
+        (reacted, recovery): (&[Violation], Option<&Recovery>),
+    ) -> Option<Known> {
         let acks = self.lowered.acks_at(Time(state.moment));
-        let outcome = self.recording.outcome(self.lowered, self.profile, state, acks);
+        let mut outcome = self.recording.outcome(self.lowered, self.profile, state, acks);
+        outcome.recovery = recovery.cloned().unwrap_or_default();
         self.looked_at += outcome.survivor.size() + 64;
         let (violations, unclear) =
             violations(&outcome, &self.recording.history, self.promises, reacted);
@@ -210,7 +265,9 @@ fn violations(
         promises.contains(&violation.kind.promise())
             && !(nothing && violation.kind == ViolationKind::Reset)
     };
-    violations.extend(reacted.iter().filter(counts).cloned());
+    let known: Vec<_> = violations.iter().map(|violation| violation.kind).collect();
+    let is_new = |violation: &&Violation| !known.contains(&violation.kind);
+    violations.extend(reacted.iter().filter(counts).filter(is_new).cloned());
     for violation in &mut violations {
         // The subject was shown the survivor once, whatever is owed in each state.
         if violation.kind == ViolationKind::Reset {

@@ -41,6 +41,8 @@ pub mod history;
 pub mod judging;
 pub mod learner;
 pub mod listing;
+pub mod loads;
+mod loads_learned;
 pub mod locate;
 pub mod markdown;
 pub mod meeting;

@@ -64,7 +64,8 @@ pub fn meet(request: &Request, one: &mut Prepared) {
     let (chosen, whole) = spread(&all, request.asked.trials);
     let faults = chosen.into_iter().map(Fault::Concurrent).collect();
     if matches!(&one.kind, Kind::Command(learned) if learned.command.recover.is_none()) {
-        let what = "whether it can go on after that is not judged: --recover CMD says how it loads its state";
+        let what =
+            "whether it can go on after that is not judged: --load CMD says how it loads its state";
         one.notes.push(what.to_owned());
     }
     (one.about, one.planner) = (About::Meeting, Planner::Listed(Listed::of(faults, whole)));
@@ -126,6 +127,12 @@ pub fn exhaust(
         (Kind::Command(_), Some(twin)) => twin,
         (Kind::Command(_), None) => return Err(Error::internal("there is no second recording")),
     };
+    if one.history.loads.is_some() {
+        let what =
+            "it is judged by what it loads, which only a real kill shows: nothing is derived";
+        one.notes.push(what.to_owned());
+        return Ok(None);
+    }
     let files = one.history.files();
     let is_state = |path: &Path| files.contains(&path.to_path_buf());
     if let Some(n) = exhaustive::first_difference(&one.trace, &twin, &is_state) {

@@ -7,6 +7,7 @@ use crate::at_rest;
 use crate::describe;
 use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
+use crate::loads::Loads;
 use crate::meeting;
 use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
 use crate::parting;
@@ -31,7 +32,10 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
         return Verdict::Inconclusive(why);
     }
     let owed = owed(outcome, history);
-    let (mut found, comparable) = state(outcome, history, owed);
+    let (mut found, comparable) = match &history.loads {
+        Some(loads) => by_load(outcome, history, loads),
+        None => state(outcome, history, owed),
+    };
     found.extend(outcome.checks.iter().filter_map(check));
     found.extend(recovery(outcome, history, owed));
     found.retain(|violation| promises.contains(&violation.kind.promise()));
@@ -48,6 +52,14 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
             Verdict::Inconclusive(Why::NotComparable)
         }
         (true, Comparable::No | Comparable::Yes) => Verdict::Pass,
+    }
+}
+
+/// What is broken by what the program's own load makes of it.
+fn by_load(outcome: &Outcome, history: &History, loads: &Loads) -> (Vec<Violation>, Comparable) {
+    match loads.judge(outcome, history.acks_promised(outcome.acks, &outcome.said)) {
+        Some(found) => (found, Comparable::Yes),
+        None => (Vec::new(), Comparable::No),
     }
 }
 
@@ -344,6 +356,10 @@ pub fn reset_detail(owed: usize) -> String {
     format!("the load fell back to the default state, version {owed} is owed")
 }
 
+fn fails_on_nothing(history: &History) -> bool {
+    history.loads.as_ref().is_some_and(|loads| loads.fails_on_nothing())
+}
+
 /// What is wrong with the recovery, where so much is owed.
 #[must_use]
 pub fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violation> {
@@ -356,6 +372,8 @@ pub fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violat
         Load::Default => {
             found.push(violation(ViolationKind::Reset, reset_detail(owed)));
         }
+        // As it does where nothing was saved yet.
+        Load::Failed(_) if owed == 0 && fails_on_nothing(history) => {}
         Load::Failed(why) => found.push(violation(ViolationKind::RecoveryFailed, why.clone())),
         Load::Hung => {
             let detail = "the recovery did not end in time".to_owned();

@@ -135,7 +135,7 @@ pub enum CheckKind {
 }
 
 /// What the subject's own recovery did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// The load.
     pub load: Load,
@@ -148,7 +148,7 @@ pub struct Recovery {
 }
 
 /// What the load found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Load {
     /// Nothing was run.
     #[default]
@@ -164,7 +164,7 @@ pub enum Load {
 }
 
 /// What was loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Loaded {
     /// It is not known, or nothing.
     #[default]
@@ -176,7 +176,7 @@ pub enum Loaded {
 }
 
 /// What the save after the load did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NextSave {
     /// Nothing was run.
     #[default]

@@ -1,7 +1,7 @@
 //! A run of the scenario `poweroff`: every subject is recorded once, every crash state is derived,
 //! and each distinct survivor is judged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::difference;
 use crate::error::{Error, Result};
 use crate::fault::{Fault, Injection, PowerLoss, Struck};
 use crate::inject::{self, Injector, Left};
-use crate::judging::{Asked, Cause, Judging};
+use crate::judging::{Asked, Cause, Judging, Reacted};
 use crate::lab::{self, Lab};
 use crate::model::NotModelled;
 use crate::oracle;
@@ -33,7 +33,7 @@ use crate::second::{self, Shown};
 use crate::subject::{Kind, Prepared};
 use crate::sweep::Depth;
 use crate::tally::Tally;
-use crate::verdict::{Promise, Verdict, Violation};
+use crate::verdict::{Promise, Verdict};
 
 /// What a run of the scenario looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct Power {
     /// How many crash states of a subject on a profile there may be before a sample must do.
     #[serde(default = "states_max")]
     pub states_max: u64,
-    /// About how many survivors of a subject a load or a check is asked, on all profiles together.
+    /// About how many survivors of a program a load or a check is asked, on all profiles together.
     #[serde(default = "asked_max")]
     pub asked_max: usize,
     /// Whether there is no state file before the first save of a built-in strategy.
@@ -62,7 +62,7 @@ fn states_max() -> u64 {
 }
 
 fn asked_max() -> usize {
-    100_000
+    20_000
 }
 
 impl Default for Power {
@@ -97,7 +97,8 @@ struct Case<'a> {
 struct Reaction {
     /// Its number.
     n: u64,
-    violations: Vec<Violation>,
+    /// For each number of acks that it was asked with, the most first.
+    asked: Vec<Reacted>,
     /// What of its recovery the model does not know.
     unknown: Option<String>,
 }
@@ -116,7 +117,13 @@ pub fn cells(
     let mut questions = Questions::default();
     for (n, name) in profiles {
         let profile = Profile::find(name)?;
-        questions.most += request.asked.power.asked_max.div_ceil(profiles.len());
+        // A built-in is asked in this process, which takes no time.
+        questions.most = match prepared.kind {
+            Kind::Command(_) => {
+                questions.most + request.asked.power.asked_max.div_ceil(profiles.len())
+            }
+            _ => usize::MAX,
+        };
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
             Ok(lowered) => {
                 explored.push((*n, case.explore(profile, lowered)));
@@ -140,14 +147,15 @@ pub fn cells(
 struct Question {
     explored: usize,
     state: CrashState,
-    acks: u64,
+    /// How many acks may have been given, the most first.
+    acks: Vec<u64>,
 }
 
 impl Question {
     fn left(&self, lowered: &Lowered, state_files: &[PathBuf], made: &mut Made) -> Left {
         let survivor = self.state.survivor(lowered, state_files);
         let directory = self.state.directory_like(lowered, made);
-        Left { directory, survivor, acks: self.acks }
+        Left { directory, survivor, acks: 0 }
     }
 }
 
@@ -171,7 +179,7 @@ impl Questions {
         use std::hash::Hash;
         let mut hasher = Xxh3::new();
         question.state.directory_like(lowered, made).hash(&mut hasher);
-        (question.acks > 0, apart).hash(&mut hasher);
+        (&question.acks, apart).hash(&mut hasher);
         let key = hasher.digest();
         if let Some(known) = self.known.get(&key) {
             return Some(*known);
@@ -200,7 +208,8 @@ impl Case<'_> {
         }
         let asked = [Promise::Recoverable, Promise::Checked, Promise::Tidy];
         let promises = &self.request.asked.promises;
-        asked.iter().any(|promise| promises.contains(promise))
+        self.recording.history.loads.is_some()
+            || asked.iter().any(|promise| promises.contains(promise))
     }
 
     fn explore(&self, profile: Profile, lowered: Lowered) -> Explored {
@@ -223,10 +232,12 @@ impl Case<'_> {
         let apart = twice.then_some(&profile.name[..]);
         let mut made = Made::default();
         for number in spread_out(derived.survivors.len()) {
-            let owing = derived.survivors[number].owing.iter().max_by_key(|owing| owing.owed);
-            let Some(owing) = owing else { continue };
+            let all = &derived.survivors[number].owing;
+            let Some(owing) = all.iter().max_by_key(|owing| owing.owed) else { continue };
             let state = owing.first.at(owing.moment(lowered));
-            let question = Question { explored: place, state, acks: owing.acks as u64 };
+            let acks: BTreeSet<u64> = all.iter().map(|owing| owing.acks as u64).collect();
+            let acks = acks.into_iter().rev().collect();
+            let question = Question { explored: place, state, acks };
             asked[number] = questions.add(question, (&*lowered, &mut made), apart);
             if signals::interrupted() {
                 return;
@@ -253,7 +264,7 @@ impl Case<'_> {
             judging.distinct(
                 distinct,
                 match reaction(place) {
-                    Some(reaction) => Asked::Reacted(&reaction.violations),
+                    Some(reaction) => Asked::Reacted(&reaction.asked),
                     None if self.reacts() => Asked::NotYet,
                     None => Asked::Nothing,
                 },
@@ -322,7 +333,7 @@ impl Case<'_> {
         })?;
         let all = (questions.len() as u64, self.request.place.quiet);
         let completion = pool.run_all(all, &mut |reaction: Reaction| {
-            let broke = !reaction.violations.is_empty();
+            let broke = reaction.asked.iter().any(|reacted| !reacted.violations.is_empty());
             if let Some(slot) = reactions.get_mut(usize::try_from(reaction.n).unwrap_or(0)) {
                 *slot = reaction;
             }
@@ -381,7 +392,25 @@ impl Work for Confronter<'_> {
         if self.made.0 != question.explored {
             self.made = (question.explored, Made::default());
         }
-        let left = &question.left(lowered, self.case.recording.state(), &mut self.made.1);
+        let mut left = question.left(lowered, self.case.recording.state(), &mut self.made.1);
+        let mut reaction = Reaction { n: range.start, ..Reaction::default() };
+        for acks in &question.acks {
+            left.acks = *acks;
+            let asked = self.ask(&left, &profile.name, &mut reaction.unknown)?;
+            // What holds for so many acks holds for fewer.
+            let holds = asked.violations.is_empty();
+            reaction.asked.push(asked);
+            if holds {
+                break;
+            }
+        }
+        Ok(vec![reaction])
+    }
+}
+
+impl Confronter<'_> {
+    /// Asks about a survivor after so many acks.
+    fn ask(&mut self, left: &Left, profile: &str, unknown: &mut Option<String>) -> Result<Reacted> {
         let (checks, recovery) = self.injector.confront(left)?;
         let outcome = Outcome {
             acks: left.acks,
@@ -399,20 +428,19 @@ impl Work for Confronter<'_> {
         };
         let promises = [Promise::Recoverable, Promise::Checked, Promise::Tidy].into();
         let mut verdict = oracle::judge(&outcome, &self.case.recording.history, &promises);
-        let mut unknown = None;
         if verdict == Verdict::Pass && self.case.request.asked.reach.depth == Depth::Two {
             let (prepared, seed) = (self.case.recording.prepared, self.case.request.asked.seed.0);
-            match second::recovery(&mut *self.injector, prepared, left, &profile.name, seed)? {
+            match second::recovery(&mut *self.injector, prepared, left, profile, seed)? {
                 Shown::Found(found) if found.is_empty() => {}
                 Shown::Found(found) => verdict = Verdict::Violated(found),
-                Shown::Unknown(call) => unknown = Some(call),
+                Shown::Unknown(call) => *unknown = Some(call),
             }
         }
         let violations = match verdict {
             Verdict::Violated(violations) => violations,
             Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
         };
-        Ok(vec![Reaction { n: range.start, violations, unknown }])
+        Ok(Reacted { acks: left.acks, violations, recovery: outcome.recovery })
     }
 }
 

@@ -38,6 +38,11 @@ pub fn prepare(
         Subject::BuiltIn { strategy, saves, state_bytes, growth_bytes, first_save } => {
             let strategy = Strategy::by_name(strategy)
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
+            // Of a plan or a violation that was changed, it can be any number.
+            if !subject::can_be_held(*saves, *state_bytes, *growth_bytes) {
+                let what = format!("the states of `{name}` are too large");
+                return Err(Error::usage(what).help(subject::HOLDABLE));
+            }
             let subject = BuiltIn::new(strategy, *saves, *state_bytes, *growth_bytes);
             let subject = if *first_save { subject.from_nothing() } else { subject };
             built_in(name, subject, lab, planner)

@@ -38,7 +38,7 @@ pub fn unknown(about: &cli::About, scenario: &Scenario) -> Option<(&'static str,
     if scenario.fault == FaultKind::AtRest && about.recover.is_none() {
         return Some((
             "what a program makes of a damaged state is not known",
-            "say with --recover CMD how it loads its state; if that prints the state as JSON, it is \
+            "say with --load CMD how it loads its state; if that prints the state as JSON, it is \
              compared with what was saved",
         ));
     }
@@ -128,7 +128,7 @@ pub fn live(options: &cli::Run) -> Result<Option<Live>> {
     }
     let useless = [
         (!about.state.is_empty(), "--state"),
-        (about.recover.is_some(), "--recover"),
+        (about.recover.is_some(), "--load"),
         (about.schema.is_some(), "--schema"),
         (!about.invariant.is_empty(), "--invariant"),
         (!about.promise.is_empty(), "--promise"),

@@ -151,6 +151,7 @@ pub fn learn(
         trace.acks.push(trace.ops.len());
         history.owed.push(history.last());
     }
+    history.loads.clone_from(&prepared.history.loads);
     Ok(history)
 }
 

@@ -308,7 +308,7 @@ fn power(options: &cli::Run, scenario: &Scenario, fault: FaultKind) -> Result<Po
     let recovers = options.program.is_empty() || options.about.recover.is_some();
     if options.depth == Some(2) && (!recovers || options.recording.is_some()) {
         return Err(Error::usage("a recovery that is not known can't be explored")
-            .help("say with --recover CMD how the program loads its state"));
+            .help("say with --load CMD how the program loads its state"));
     }
     Ok(power)
 }
@@ -395,7 +395,7 @@ fn chosen(
         (Promise::Sound, at_rest, "the scenario corrupt or deleted"),
         (Promise::Consistent, false, "a strategy, and the scenario disconnect or stale"),
         (Promise::Checked, own, "--check, --schema or --invariant"),
-        (Promise::Recoverable, command.recover.is_some(), "--recover"),
+        (Promise::Recoverable, command.recover.is_some(), "--load"),
         (
             Promise::Honest,
             fault.is_told(),
@@ -404,7 +404,7 @@ fn chosen(
         (
             Promise::Tidy,
             command.recover.is_some() && !at_rest,
-            "--recover, and a fault that strikes while it saves",
+            "--load, and a fault that strikes while it saves",
         ),
     ];
     let find = |name: &String| {

@@ -13,6 +13,7 @@ use crate::fault::FaultKind;
 use crate::plan::Granularity;
 use crate::power::profile::EMBEDDED as EMBEDDED_PROFILES;
 use crate::poweroff::Power;
+use crate::subject;
 use crate::suggest;
 use crate::sweep::Reach;
 use crate::tally::Tally;
@@ -171,13 +172,9 @@ impl Scenario {
             ))
             .help(format!("use {range} bytes")));
         }
-        let largest = usize::try_from(self.saves)
-            .ok()
-            .and_then(|saves| saves.checked_add(1)?.checked_mul(self.growth_bytes))
-            .and_then(|grown| grown.checked_add(self.state_bytes));
-        if largest.is_none_or(|bytes| bytes > STATE_BYTES_MAX) {
-            return Err(Error::usage(format!("{}: the state grows too large", at("growth_bytes")))
-                .help(format!("let the last state have at most {STATE_BYTES_MAX} bytes")));
+        if !subject::can_be_held(self.saves, self.state_bytes, self.growth_bytes) {
+            return Err(Error::usage(format!("{}: the states are too large", at("growth_bytes")))
+                .help(subject::HOLDABLE));
         }
         if self.trials == Some(0) || self.saves == 0 {
             let key = if self.saves == 0 { "saves" } else { "trials" };

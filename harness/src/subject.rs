@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crashtest_targets::{BotState, Strategy, Version};
+use crashtest_targets::{BotState, STATE_BYTES_MAX, Strategy, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::at_rest::Rest;
@@ -145,6 +145,22 @@ impl Limits {
     }
 }
 
+/// How many bytes all of its states may have together.
+const STATES_BYTES_MAX: usize = 1 << 30;
+/// What [`can_be_held`] means, for people.
+pub const HOLDABLE: &str = "let the last state have at most 16 MiB, and all of them at most 1 GiB";
+
+/// Whether so many states fit into memory; each save makes the state larger by `growth_bytes`.
+#[must_use]
+pub fn can_be_held(saves: u64, state_bytes: usize, growth_bytes: usize) -> bool {
+    let held = || {
+        let states = usize::try_from(saves).ok()?.checked_add(2)?;
+        let largest = states.checked_mul(growth_bytes)?.checked_add(state_bytes)?;
+        Some(largest <= STATE_BYTES_MAX && states.checked_mul(largest)? <= STATES_BYTES_MAX)
+    };
+    held().unwrap_or(false)
+}
+
 /// A built-in strategy with the states that it saves.
 #[derive(Clone, Debug)]
 pub struct BuiltIn {
@@ -276,8 +292,10 @@ pub struct Learned {
     pub serves: bool,
     /// Files outside the trial directory that it touches, as they are before a run.
     pub outside: BTreeMap<PathBuf, Vec<u8>>,
-    /// Whether `--check` and `--recover` also hold before the first save.
+    /// Whether `--check` and `--load` also hold before the first save.
     pub before_first_save: BeforeFirstSave,
+    /// The lines of the acks of its unbroken run, if a check may ask for them.
+    pub acked: Vec<Vec<u8>>,
 }
 
 /// Which of the user's commands succeed where there is no state yet.
@@ -285,7 +303,7 @@ pub struct Learned {
 pub struct BeforeFirstSave {
     /// `--check` does.
     pub check: bool,
-    /// `--recover` does.
+    /// `--load` does.
     pub recover: bool,
 }
 

@@ -145,7 +145,7 @@ fn what_can_not_be_judged_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(words), "{text}");
     };
-    says(&["--scenario", "corrupt", "--", "true"], "--recover CMD");
+    says(&["--scenario", "corrupt", "--", "true"], "--load CMD");
     says(&["--scenario", "stale", "--", "true"], "--broker CMD");
     says(&["--scenario", "restore", "--recover", "true", "--", "true"], "--restore");
     says(&["--scenario", "corrupt", "--depth", "2"], "--depth has no meaning");
@@ -178,6 +178,6 @@ fn all_scenarios_come_in_one_table() {
     let of = ["run", "--scenario", "all", "--images-max", "20", "--trials", "60"];
     let output = run_in(results.path(), &[&of[..], &["--", "sh", "-c", "echo 1 > s"]].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("skipped: corrupt: what a program makes of a damaged state is not known: say with --recover CMD"), "{text}");
+    assert!(text.contains("skipped: corrupt: what a program makes of a damaged state is not known: say with --load CMD"), "{text}");
     assert!(text.contains("unexpected: sh breaks atomic in "), "{text}");
 }

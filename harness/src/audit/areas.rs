@@ -184,7 +184,7 @@ fn needs(area: &str) -> &'static str {
     match area {
         "Failed calls" => "whether it reports failed saves can't be told without acks: --ack REGEX",
         "Recovery" => {
-            "whether it can go on is not known: --recover CMD says how it loads its state, --check CMD \
+            "whether it can go on is not known: --load CMD says how it loads its state, --check CMD \
              what is sound"
         }
         _ => "nothing of it was judged",

@@ -250,7 +250,7 @@ impl OfCommand<'_> {
         if let Load::Failed(why) = &recovery.load {
             let what = format!("the undamaged state is not loaded: {why}");
             return Err(Error::baseline(what).help(
-                "is that how the program loads its state? --recover is run by sh in its directory",
+                "is that how the program loads its state? --load is run by sh in its directory",
             ));
         }
         let comparable = matches!(recovery.loaded, Loaded::Version(_));
@@ -300,7 +300,7 @@ fn said_version(said: &[u8], versions: &[crate::history::States]) -> Loaded {
     let version = versions.iter().rposition(|version| version.values().any(|one| is(&one.bytes)));
     match version {
         Some(version) => Loaded::Version(version),
-        None => Loaded::NoVersion("what --recover prints is no version".to_owned()),
+        None => Loaded::NoVersion("what --load prints is no version".to_owned()),
     }
 }
 

@@ -156,6 +156,25 @@ pub struct Shell {
     user: Option<User>,
 }
 
+/// The file with the lines of the acks that had been given, beside the trial directory.
+#[derive(Clone, Debug)]
+pub struct Acked(PathBuf);
+
+impl Acked {
+    /// Beside that directory.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self(root.with_file_name("acked"))
+    }
+
+    /// Writes the lines.
+    pub fn write(&self, lines: &[Vec<u8>]) -> Result<()> {
+        let mut text = lines.join(&b'\n');
+        text.extend_from_slice(if text.is_empty() { b"" } else { b"\n" });
+        std::fs::write(&self.0, text).context(format_args!("write {}", self.0.display()))
+    }
+}
+
 /// How much of what a load prints is looked at: as much as a state may have.
 const PRINTED_BYTES_MAX: u64 = 256 << 20;
 
@@ -219,11 +238,20 @@ impl Shell {
         Ok(self.run_with(None, timeout)?.0)
     }
 
+    /// Runs it with what had been acknowledged: how often, and in which words.
+    pub fn run_after(&self, acked: &Acked, acks: u64, timeout: Duration) -> Result<Said> {
+        let given = [
+            ("CRASHTEST_ACKS", acks.to_string().into()),
+            ("CRASHTEST_ACKED", acked.0.clone().into()),
+        ];
+        Ok(self.run_to(None, None, (&given, timeout))?.0)
+    }
+
     /// Runs it; returns besides what it has printed to stdout.
     pub fn run_and_hear(&self, timeout: Duration) -> Result<(Said, Vec<u8>)> {
         use std::io::{Read, Seek};
         let mut printed = tempfile::tempfile().context("make a temporary file")?;
-        let said = self.run_to(Some(&printed), None, timeout)?.0;
+        let said = self.run_to(Some(&printed), None, (&[], timeout))?.0;
         let mut bytes = Vec::new();
         printed
             .rewind()
@@ -239,7 +267,7 @@ impl Shell {
         server: Option<Pid>,
         timeout: Duration,
     ) -> Result<(Said, Option<Ended>)> {
-        self.run_to(None, server, timeout)
+        self.run_to(None, server, (&[], timeout))
     }
 
     /// The same, with a file for its stdout.
@@ -247,7 +275,7 @@ impl Shell {
         &self,
         stdout: Option<&std::fs::File>,
         server: Option<Pid>,
-        timeout: Duration,
+        (given, timeout): (&[(&str, OsString)], Duration),
     ) -> Result<(Said, Option<Ended>)> {
         use std::os::unix::process::CommandExt;
         let mut said = tempfile::tempfile().context("make a temporary file")?;
@@ -257,6 +285,7 @@ impl Shell {
             .args(["-c", &self.text])
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(given.iter().map(|(name, value)| (name, value)))
             .current_dir(&self.root)
             .stdin(std::process::Stdio::null())
             .stdout(to_file(stdout.unwrap_or(&said))?)

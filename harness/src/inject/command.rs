@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
-use super::checks::{Checks, Said, Shell};
+use super::checks::{Acked, Checks, Said, Shell};
 use super::output::AckCounter;
 use super::recorder::Recorder;
 use super::resident::{Observed, Observer, Resident, Sight, Watched, is_damage};
@@ -31,6 +31,17 @@ use crate::outcome::{
 use crate::subject::{Command, Learned, Prepared};
 use crate::volume::{Filled, Volume};
 
+/// How long a program is waited for that was told that something had failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Some times as long as its unbroken run takes.
+    Short,
+    /// As long as any run.
+    Long,
+    /// No longer than at first: it was seen to hang.
+    Spent,
+}
+
 /// Does the trials of one program in one room.
 pub struct CommandInjector<'a> {
     learned: &'a Learned,
@@ -43,6 +54,8 @@ pub struct CommandInjector<'a> {
     volume: Option<Rc<Volume>>,
     runner: Runner,
     checks: Checks,
+    acked: Acked,
+    patience: Patience,
     recover: Option<Shell>,
     restore: Option<Shell>,
     /// Runs that command so that it is followed; made when it is needed.
@@ -61,6 +74,9 @@ impl<'a> CommandInjector<'a> {
         let command = &learned.command;
         let mut runner = Runner::new(command, room)?;
         runner.outside.clone_from(&learned.outside);
+        if command.check.is_some() {
+            runner.output.keep_acks();
+        }
         let root = runner.scope.root.clone();
         let recover = command
             .recover
@@ -81,6 +97,8 @@ impl<'a> CommandInjector<'a> {
             duration: Duration::from_micros(prepared.sites.duration_us),
             volume,
             checks: Checks::new(command, &root, runner.sandbox())?,
+            acked: Acked::new(&root),
+            patience: Patience::Short,
             runner,
             recover,
             restore,
@@ -121,6 +139,21 @@ impl<'a> CommandInjector<'a> {
         Ok(Struckdown { injection, exit, survivor, unsynced, steps: striker.steps() })
     }
 
+    /// Strikes it, and once more with all the time that there is if it does not end: on a busy machine what took
+    /// long may only have waited. One that was found to hang is not given that time again.
+    fn strike_again(&mut self, fault: &Fault) -> Result<Struckdown> {
+        let struckdown = self.strike(fault, false)?;
+        let late = struckdown.exit == Exit::TimedOut && fault.is_told();
+        if !late || self.patience != Patience::Short {
+            return Ok(struckdown);
+        }
+        self.patience = Patience::Long;
+        let again = self.reset().and_then(|()| self.strike(fault, false));
+        let hangs = matches!(&again, Ok(again) if again.exit == Exit::TimedOut);
+        self.patience = if hangs { Patience::Spent } else { Patience::Short };
+        again
+    }
+
     /// How long a trial may take. One that does not end by itself ends after its acks, or when it
     /// has had the time for them.
     fn bound(&self, fault: &Fault) -> Bound {
@@ -129,7 +162,7 @@ impl<'a> CommandInjector<'a> {
             let timeout = (self.duration * 3 + Duration::from_secs(1)).min(self.learned.timeout);
             return Bound { timeout, grace };
         }
-        let timeout = match fault.is_told() {
+        let timeout = match fault.is_told() && self.patience != Patience::Long {
             // One that tries again for ever does so in many trials.
             true => (self.duration * 10 + Duration::from_secs(3)).min(self.learned.timeout),
             false => self.learned.timeout,
@@ -152,13 +185,16 @@ impl<'a> CommandInjector<'a> {
         !self.state_at_start && survivor.files.is_empty() && acks == 0
     }
 
-    fn check(&self, survivor: &Survivor, acks: u64) -> Result<Vec<Check>> {
+    /// Runs the checks; `lines` are the acks of the run, of which so many had been given.
+    fn check(&self, survivor: &Survivor, acks: u64, lines: &[Vec<u8>]) -> Result<Vec<Check>> {
         let mut checks = self.checks.look(survivor);
         let early = self.before_first_save(survivor, acks);
         if let Some(command) = self.checks.command()
             && (!early || self.learned.before_first_save.check)
         {
-            let complaint = match command.run(self.learned.timeout)? {
+            let given = usize::try_from(acks).unwrap_or(usize::MAX).min(lines.len());
+            self.acked.write(&lines[..given])?;
+            let complaint = match command.run_after(&self.acked, acks, self.learned.timeout)? {
                 Said::Yes => None,
                 Said::No(why) => Some(format!("--check: {why}")),
                 Said::Hung => Some("--check did not end in time".to_owned()),
@@ -180,17 +216,20 @@ impl<'a> CommandInjector<'a> {
         if early && !self.learned.before_first_save.recover {
             return Ok(Recovery::default());
         }
-        let load = match recover.run(self.learned.timeout)? {
-            Said::Yes if self.lost_all(survivor)? => Load::Default,
+        let (said, printed) = recover.run_and_hear(self.learned.timeout)?;
+        let loads = self.history.loads.as_ref().filter(|_| said == Said::Yes);
+        let loaded = loads.map_or(Loaded::Unknown, |loads| loads.version(&printed));
+        let load = match said {
+            Said::Yes if loads.is_none() && self.lost_all(survivor)? => Load::Default,
             Said::Yes => Load::Loaded,
-            Said::No(why) => Load::Failed(format!("--recover: {why}")),
+            Said::No(why) => Load::Failed(format!("--load: {why}")),
             Said::Hung => Load::Hung,
         };
         let next_save = self.saves_again()?;
         let after = self.runner.survivor(&self.learned.state)?;
         let leftovers =
             after.others.into_iter().filter(|path| !self.learned.known.contains(path)).collect();
-        Ok(Recovery { load, loaded: Loaded::Unknown, next_save, leftovers })
+        Ok(Recovery { load, loaded, next_save, leftovers })
     }
 }
 
@@ -242,7 +281,7 @@ impl CommandInjector<'_> {
         recovery.load = match said {
             Said::Yes if !is_version && self.lost_all(&left.survivor)? => Load::Default,
             Said::Yes => Load::Loaded,
-            Said::No(why) => Load::Failed(format!("--recover: {why}")),
+            Said::No(why) => Load::Failed(format!("--load: {why}")),
             Said::Hung => Load::Hung,
         };
         if recovery.load != Load::Loaded {
@@ -250,7 +289,7 @@ impl CommandInjector<'_> {
         }
         recovery.loaded = loaded;
         let survivor = self.runner.survivor(&self.learned.state)?;
-        let checks = self.check(&survivor, left.acks)?;
+        let checks = self.check(&survivor, left.acks, &self.learned.acked)?;
         if thorough {
             recovery.next_save = self.saves_again()?;
         }
@@ -344,7 +383,7 @@ impl CommandInjector<'_> {
                     steps: Vec::new(),
                 }
             }
-            _ => self.strike(fault, false)?,
+            _ => self.strike_again(fault)?,
         };
         let Struckdown { injection, exit, survivor, unsynced, steps } = struckdown;
         let (acks, said) = (self.runner.output.acks(), self.runner.output.said());
@@ -354,7 +393,7 @@ impl CommandInjector<'_> {
         }
         let (mut checks, mut recovery) = (Vec::new(), Recovery::default());
         if injection.struck() {
-            checks = self.check(&survivor, acks)?;
+            checks = self.check(&survivor, acks, self.runner.output.kept_acks())?;
             recovery = self.recover(&survivor, acks)?;
         }
         let fault = fault.clone();
@@ -397,7 +436,7 @@ impl Resident for CommandInjector<'_> {
             Err(error) => return Err(error).context("read what is left"),
         };
         self.runner.keep()?;
-        let checks = self.check(&survivor, acks)?;
+        let checks = self.check(&survivor, acks, self.runner.output.kept_acks())?;
         let recovery = self.recover(&survivor, acks)?;
         Ok(Sight::Seen(survivor, checks, recovery))
     }
@@ -438,7 +477,7 @@ impl Injector for CommandInjector<'_> {
     fn confront(&mut self, left: &Left) -> Result<(Vec<Check>, Recovery)> {
         self.fill(left)?;
         self.runner.keep()?;
-        let checks = self.check(&left.survivor, left.acks)?;
+        let checks = self.check(&left.survivor, left.acks, &self.learned.acked)?;
         Ok((checks, self.recover(&left.survivor, left.acks)?))
     }
 

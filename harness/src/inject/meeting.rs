@@ -438,6 +438,8 @@ impl Meets for OfCommand<'_> {
         }
         match self.first.look(acks)? {
             Sight::Seen(survivor, checks, recovery) => {
+                // The second may have saved what no unbroken run does.
+                let recovery = Recovery { loaded: Loaded::Unknown, ..recovery };
                 Ok(Met { second: met, exit, acks, survivor, checks, recovery })
             }
             Sight::Unreadable(why) => Err(Error::internal(format!("cannot read the trial: {why}"))),

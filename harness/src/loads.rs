@@ -1,0 +1,153 @@
+//! What a program would start with: the versions of its state as its own load prints them.
+//!
+//! Bytes say what was saved; the load says what is left of it. A fallback to a copy, a journal that is rolled back and a
+//! repair all change bytes and are right. So where a load is given and prints something that the saves change, it is
+//! asked about the directory as it was after each ack of the unbroken run, and at its end. What it prints then are the
+//! versions, by the number of acks, and what is left of a trial must load to one of them that is not older than the acks
+//! promise; a later one may be there. Saves that were not acknowledged are versions, too, as far as they can be seen: a
+//! file that is renamed to its place, or closed. And before the first ack a program makes its store: what the load prints
+//! at an op boundary then is a state before the first version.
+
+use crate::outcome::{Exit, Load, Loaded, Outcome};
+use crate::template::Template;
+use crate::verdict::{Violation, ViolationKind};
+
+/// What the load printed of one version, without white space at its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Printed {
+    bytes: Vec<u8>,
+    /// What is the same in every run, when the bytes are not.
+    template: Option<Template>,
+}
+
+impl Printed {
+    /// Of the same version of two unbroken runs; `None` if they have nothing in common that can be compared.
+    #[must_use]
+    pub fn of_two_runs(one: &[u8], other: &[u8]) -> Option<Self> {
+        let (one, other) = (one.trim_ascii_end(), other.trim_ascii_end());
+        let template = match one == other {
+            true => None,
+            false => Some(Template::learn(one, other)?),
+        };
+        Some(Self { bytes: one.to_vec(), template })
+    }
+
+    fn fits(&self, printed: &[u8]) -> bool {
+        self.bytes == printed || self.template.as_ref().is_some_and(|one| one.fits(printed))
+    }
+}
+
+/// The versions by a load.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loads {
+    /// What is loaded before the first ack, and after each; none where the load fails, as before the first save.
+    by_acks: Vec<Option<Printed>>,
+    /// What is loaded when the program has ended.
+    at_the_end: Printed,
+    /// What is loaded between acks, and after how many of them.
+    between: Vec<(usize, Printed)>,
+}
+
+impl Loads {
+    /// Those of an unbroken run; `None` if the load prints the same whatever is saved: it can't tell versions apart.
+    #[must_use]
+    pub fn new(
+        by_acks: Vec<Option<Printed>>,
+        at_the_end: Printed,
+        between: Vec<(usize, Printed)>,
+    ) -> Option<Self> {
+        let differs = by_acks.iter().flatten().any(|one| *one != at_the_end);
+        let fails_before = by_acks.iter().any(Option::is_none) && !at_the_end.bytes.is_empty();
+        (differs || fails_before).then_some(Self { by_acks, at_the_end, between })
+    }
+
+    /// Whether the load fails where nothing was saved yet.
+    #[must_use]
+    pub fn fails_on_nothing(&self) -> bool {
+        self.by_acks.first().is_some_and(Option::is_none)
+    }
+
+    /// How many versions there are: one for no ack, one for each ack, one for the end.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.by_acks.len() + 1
+    }
+
+    /// Which version a load has printed, the newest if several are alike.
+    #[must_use]
+    pub fn version(&self, printed: &[u8]) -> Loaded {
+        let printed = printed.trim_ascii_end();
+        if self.at_the_end.fits(printed) {
+            return Loaded::Version(self.by_acks.len());
+        }
+        let fits = |one: &Option<Printed>| one.as_ref().is_some_and(|one| one.fits(printed));
+        let acked = self.by_acks.iter().rposition(fits);
+        let between = self.between.iter().filter(|(_, one)| one.fits(printed));
+        match acked.max(between.map(|(acks, _)| *acks).max()) {
+            Some(version) => Loaded::Version(version),
+            None => Loaded::NoVersion(shortened(printed)),
+        }
+    }
+
+    /// The version that is owed; `None` if more was promised than the unbroken run did.
+    fn owed(&self, outcome: &Outcome, promised: u64) -> Option<usize> {
+        match outcome.exit {
+            Exit::Status(0) => Some(self.by_acks.len()),
+            _ => usize::try_from(promised).ok().filter(|acks| *acks < self.by_acks.len()),
+        }
+    }
+
+    /// What is broken by what was loaded, when so many acks count as given; `None` if that can't be told.
+    #[must_use]
+    pub fn judge(&self, outcome: &Outcome, promised: u64) -> Option<Vec<Violation>> {
+        let owed = self.owed(outcome, promised)?;
+        let recovery = &outcome.recovery;
+        let promise = match (outcome.exit, promised) {
+            (Exit::Status(0), _) => "exit status 0 promises all that was saved".to_owned(),
+            (_, 1) => "1 ack was given".to_owned(),
+            (_, acks) => format!("{acks} acks were given"),
+        };
+        let silent = outcome.fault.is_told() && outcome.injection.struck();
+        let broken = |kind, what: &str, lost: bool| {
+            let detail = format!("{what}, but {promise}");
+            let lost = lost && kind != ViolationKind::LostAck;
+            let more = [(lost, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
+            let more = more.into_iter().filter(|(so, _)| *so).map(|(_, kind)| kind);
+            let kinds = std::iter::once(kind).chain(more);
+            kinds.map(|kind| Violation { kind, detail: detail.clone() }).collect()
+        };
+        match (&recovery.load, &recovery.loaded) {
+            // Before the first save, where the load rightly fails.
+            (Load::NotTried, _) if owed == 0 => Some(Vec::new()),
+            (Load::NotTried, _) => None,
+            (Load::Failed(_) | Load::Hung, _) if owed == 0 => Some(Vec::new()),
+            (Load::Failed(why), _) => {
+                Some(broken(ViolationKind::LostAck, &format!("the load fails ({why})"), true))
+            }
+            (Load::Hung, _) => Some(broken(ViolationKind::LostAck, "the load does not end", true)),
+            (_, Loaded::Version(version)) if *version >= owed => Some(Vec::new()),
+            (_, Loaded::Version(version)) => {
+                let what = format!("the load takes the state of ack {version}");
+                Some(broken(ViolationKind::LostAck, &what, true))
+            }
+            (_, Loaded::NoVersion(printed)) => {
+                let what = format!("the load prints what was never saved: {printed}");
+                Some(broken(ViolationKind::Alien, &what, false))
+            }
+            (_, Loaded::Unknown) => None,
+        }
+    }
+}
+
+/// How many bytes of what a load has printed are told.
+const TOLD_BYTES: usize = 60;
+
+/// The beginning of what was printed, on one line.
+fn shortened(printed: &[u8]) -> String {
+    let start = String::from_utf8_lossy(&printed[..printed.len().min(TOLD_BYTES)]).into_owned();
+    let more = if printed.len() > TOLD_BYTES { " ..." } else { "" };
+    match printed.is_empty() {
+        true => "nothing".to_owned(),
+        false => format!("{:?}{more}", start.replace('\n', " ")),
+    }
+}

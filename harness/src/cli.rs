@@ -134,8 +134,8 @@ pub struct Run {
     /// Of a loss of power: how many crash states there may be before a sample must do
     #[arg(long, value_name = "N")]
     pub states_max: Option<u64>,
-    /// Of a loss of power: about how many distinct survivors of a program a load or a check is asked, on all
-    /// profiles together
+    /// About how many distinct survivors of a loss of power a load or a check of a program is asked, on all profiles
+    /// together
     #[arg(long, value_name = "N")]
     pub asked_max: Option<usize>,
     /// Of a loss of power: begin without a state file, so that the first save makes it

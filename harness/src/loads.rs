@@ -1,6 +1,6 @@
 //! What a program would start with: the versions of its state as its own load prints them.
 //!
-//! Bytes say what was saved; the load says what is left of it. A fallback to a copy, a journal that is rolled back and a
+//! Bytes say what was saved; the load says what the program starts with. A fallback to a copy, a journal that is rolled back and a
 //! repair all change bytes and are right. So where a load is given and prints something that the saves change, it is
 //! asked about the directory as it was after each ack of the unbroken run, and at its end. What it prints then are the
 //! versions, by the number of acks, and what is left of a trial must load to one of them that is not older than the acks
@@ -21,7 +21,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// Of the same version of two unbroken runs; `None` if they have nothing in common that can be compared.
+    /// Compares what was printed of the same version in two unbroken runs; `None` if that has nothing in common.
     #[must_use]
     pub fn of_two_runs(one: &[u8], other: &[u8]) -> Option<Self> {
         let (one, other) = (one.trim_ascii_end(), other.trim_ascii_end());

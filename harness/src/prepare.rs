@@ -38,7 +38,7 @@ pub fn prepare(
         Subject::BuiltIn { strategy, saves, state_bytes, growth_bytes, first_save } => {
             let strategy = Strategy::by_name(strategy)
                 .ok_or_else(|| Error::usage(format!("there is no strategy `{strategy}`")))?;
-            // Of a plan or a violation that was changed, it can be any number.
+            // In a plan or a violation that was changed it can be any number.
             if !subject::can_be_held(*saves, *state_bytes, *growth_bytes) {
                 let what = format!("the states of `{name}` are too large");
                 return Err(Error::usage(what).help(subject::HOLDABLE));

@@ -39,9 +39,9 @@ struct Pages {
     lost: BTreeSet<u64>,
     /// The bytes that are on disk: those of the last time that all of it was synced.
     synced: Vec<u8>,
-    /// Of a directory: names that have changed.
+    /// Names in this directory that have changed.
     dirty_names: BTreeSet<OsString>,
-    /// Of a directory: names that are in memory only, and will stay there.
+    /// Names in this directory that are in memory only, and will stay there.
     lost_names: BTreeSet<OsString>,
 }
 

@@ -208,7 +208,7 @@ fn mutate(kind: &Kind<'_>, place: &Path, canary: &Path) {
         for command in &kind.commands {
             if let Some(copy) = &copy {
                 copy.put_back();
-                // Of a run that has come to an end, its report says what the others must hold.
+                // The report of a run that has come to an end says what its other files must hold.
                 if command.iter().any(|word| word == "--resume") {
                     fs::remove_file(copy.run.join("report.json")).unwrap();
                 }

@@ -125,7 +125,7 @@ fn write_files(directory: &Path, files: &BTreeMap<PathBuf, Content>) -> io::Resu
 /// Finds a kept violation by its id, or by the beginning of it; and the directory of what
 /// survived.
 pub fn find_kept(root: &Path, id: &str) -> Result<(Kept, PathBuf)> {
-    // Whoever reads the survivor may work in another directory by then.
+    // The survivor may be read when the working directory is another one.
     let root = &fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     let mut found: Vec<PathBuf> = Vec::new();
     for run in runs(root) {

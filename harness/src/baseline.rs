@@ -107,7 +107,10 @@ pub fn learn(
         (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
     };
     let mut history = history;
-    learn_loads(command, &mut rooms[1], [&first, &second], &mut history, &mut notes)?;
+    // In these it is another state that is loaded, or more than the unbroken run saves.
+    if !matches!(fault, FaultKind::AtRest | FaultKind::Concurrent | FaultKind::Parted) {
+        learn_loads(command, &mut rooms[1], [&first, &second], &mut history, &mut notes)?;
+    }
     note_repeats(&history, &first, &second, &mut notes);
     if fault.is_told() && history.said.is_empty() && second.trace.acks.len() > 1 {
         notes.push(
@@ -377,17 +380,17 @@ fn learn_loads(
     notes: &mut Vec<String>,
 ) -> Result<()> {
     let Some(text) = &command.recover else { return Ok(()) };
+    if runs.iter().any(|run| run.longer.is_some()) {
+        notes.push("it does not end by itself: of --load only the status counts".to_owned());
+        return Ok(());
+    }
     if !runner.outside.is_empty() {
         notes.push("its state lies outside too: of --load only the status counts".to_owned());
         return Ok(());
     }
     let runs = runs.map(|run| (&run.before, &run.trace));
-    match loads_learned::learn(
-        (text, command),
-        runner,
-        (runs, &history.since),
-        command.limits.timeout(),
-    )? {
+    match loads_learned::learn((text, command), runner, (runs, history), command.limits.timeout())?
+    {
         Ok(loads) => {
             notes.push(format!("judged by what --load prints: {} versions", loads.count()));
             history.loads = Some(Arc::new(loads));

@@ -398,7 +398,7 @@ pub struct About {
     pub check: Option<String>,
     /// Shell command, run there too, that loads the state as the program would at its next start; what it prints
     /// to stdout is the state that the program would start with, and is compared with what it printed after each
-    /// ack; if it always prints the same, only its status counts
+    /// ack; if it prints the same for different saves, only its status counts
     #[arg(long = "load", visible_alias = "recover", value_name = "CMD", requires = "program")]
     pub recover: Option<String>,
     /// Shell command, run there too, that restores the state from a copy, for which `{backup}` stands

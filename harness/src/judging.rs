@@ -71,9 +71,12 @@ pub struct Reacted {
 }
 
 impl Reacted {
-    /// What is said for so many acks; with which nothing was broken, nothing is with fewer.
-    fn to(all: &[Self], acks: usize) -> Option<&Self> {
-        all.iter().find(|one| one.acks <= acks as u64).or(all.last())
+    /// What is said for so many acks: where nothing was broken, nothing is with fewer; else what was broken with the
+    /// fewest.
+    fn to(all: &[Self], acks: u64) -> Option<&Self> {
+        let holds = |one: &&Self| one.violations.is_empty();
+        let broken = || all.iter().filter(|one| !holds(one)).min_by_key(|one| one.acks);
+        all.iter().filter(holds).find(|one| acks <= one.acks).or_else(broken).or(all.first())
     }
 }
 
@@ -130,7 +133,7 @@ impl<'a> Judging<'a> {
         let mut lost: Option<Known> = None;
         let mut counted = BTreeSet::new();
         for owing in &distinct.owing {
-            let reacted = Reacted::to(all, owing.acks);
+            let reacted = Reacted::to(all, self.recording.given(owing.acks));
             let reacted = reacted.map_or(&[][..], |reacted| &reacted.violations);
             let is_lost = distinct.version.is_some_and(|version| version < owing.owed);
             if distinct.version.is_some() && !is_lost && reacted.is_empty() {
@@ -171,7 +174,8 @@ impl<'a> Judging<'a> {
         for owing in &distinct.owing {
             let moment = owing.moment(self.lowered);
             let state = owing.first.at(moment);
-            let Some(reacted) = Reacted::to(all, owing.acks) else { continue };
+            let given = self.recording.given(owing.acks);
+            let Some(reacted) = Reacted::to(all, given) else { continue };
             let reacted = (&reacted.violations[..], Some(&reacted.recovery));
             let Some((kinds, cause)) = self.look(state, owing, reacted) else { continue };
             self.enter(&kinds, owing, moment);

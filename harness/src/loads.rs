@@ -35,6 +35,12 @@ impl Printed {
     fn fits(&self, printed: &[u8]) -> bool {
         self.bytes == printed || self.template.as_ref().is_some_and(|one| one.fits(printed))
     }
+
+    /// Whether it can be told which of the two was printed.
+    #[must_use]
+    pub fn differs_from(&self, other: &Self) -> bool {
+        !self.fits(&other.bytes) && !other.fits(&self.bytes)
+    }
 }
 
 /// The versions by a load.
@@ -49,16 +55,30 @@ pub struct Loads {
 }
 
 impl Loads {
-    /// Those of an unbroken run; `None` if the load prints the same whatever is saved: it can't tell versions apart.
+    /// Those of an unbroken run; `None` if the load can't tell them apart. `changed` says for each ack, and for the end,
+    /// whether the bytes of the state are others than at the one before: then what is loaded must be another, too.
     #[must_use]
     pub fn new(
         by_acks: Vec<Option<Printed>>,
         at_the_end: Printed,
         between: Vec<(usize, Printed)>,
+        changed: &[bool],
     ) -> Option<Self> {
-        let differs = by_acks.iter().flatten().any(|one| *one != at_the_end);
-        let fails_before = by_acks.iter().any(Option::is_none) && !at_the_end.bytes.is_empty();
-        (differs || fails_before).then_some(Self { by_acks, at_the_end, between })
+        let all: Vec<_> = by_acks.iter().map(Option::as_ref).chain([Some(&at_the_end)]).collect();
+        let apart = |pair: &[Option<&Printed>]| match (pair[0], pair[1]) {
+            (Some(one), Some(other)) => one.differs_from(other),
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        let told = all.windows(2).zip(changed).all(|(pair, changed)| !changed || apart(pair));
+        // Failures alone tell nothing: at least two versions must be printed otherwise.
+        let some = all.iter().flatten().any(|one| one.differs_from(&at_the_end));
+        let saves = changed.iter().filter(|changed| **changed).count();
+        (told && (some || saves == 1 && !at_the_end.bytes.is_empty())).then_some(Self {
+            by_acks,
+            at_the_end,
+            between,
+        })
     }
 
     /// Whether the load fails where nothing was saved yet.
@@ -97,19 +117,29 @@ impl Loads {
         }
     }
 
-    /// What is broken by what was loaded, when so many acks count as given; `None` if that can't be told.
+    /// What is broken by what was loaded, when so many acks count as given; `None` if that can't be told. Where
+    /// `nothing_yet` was saved, the load may fail.
     #[must_use]
-    pub fn judge(&self, outcome: &Outcome, promised: u64) -> Option<Vec<Violation>> {
+    pub fn judge(
+        &self,
+        outcome: &Outcome,
+        promised: u64,
+        nothing_yet: bool,
+    ) -> Option<Vec<Violation>> {
         let owed = self.owed(outcome, promised)?;
         let recovery = &outcome.recovery;
         let promise = match (outcome.exit, promised) {
             (Exit::Status(0), _) => "exit status 0 promises all that was saved".to_owned(),
+            (_, 0) => "it was saved before".to_owned(),
             (_, 1) => "1 ack was given".to_owned(),
             (_, acks) => format!("{acks} acks were given"),
         };
-        let silent = outcome.fault.is_told() && outcome.injection.struck();
+        let told = outcome.fault.is_told() && outcome.injection.struck();
+        let all = outcome.exit == Exit::Status(0) || promised + 1 >= self.by_acks.len() as u64;
         let broken = |kind, what: &str, lost: bool| {
             let detail = format!("{what}, but {promise}");
+            // A loss is silent; of damage it is said that all is saved.
+            let silent = told && (kind == ViolationKind::LostAck || all);
             let lost = lost && kind != ViolationKind::LostAck;
             let more = [(lost, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
             let more = more.into_iter().filter(|(so, _)| *so).map(|(_, kind)| kind);
@@ -119,12 +149,18 @@ impl Loads {
         match (&recovery.load, &recovery.loaded) {
             // Before the first save, where the load rightly fails.
             (Load::NotTried, _) if owed == 0 => Some(Vec::new()),
-            (Load::NotTried, _) => None,
-            (Load::Failed(_) | Load::Hung, _) if owed == 0 => Some(Vec::new()),
-            (Load::Failed(why), _) => {
-                Some(broken(ViolationKind::LostAck, &format!("the load fails ({why})"), true))
+            (Load::NotTried, _) if outcome.exit == Exit::Status(0) => {
+                Some(broken(ViolationKind::LostAck, "nothing is there to be loaded", true))
             }
-            (Load::Hung, _) => Some(broken(ViolationKind::LostAck, "the load does not end", true)),
+            (Load::NotTried, _) => None,
+            (Load::Failed(_), _) if owed == 0 && nothing_yet => Some(Vec::new()),
+            // Nothing is loaded, so that no version is, either.
+            (Load::Failed(why), _) => {
+                Some(broken(ViolationKind::Alien, &format!("the load fails ({why})"), owed > 0))
+            }
+            (Load::Hung, _) => {
+                Some(broken(ViolationKind::Alien, "the load does not end", owed > 0))
+            }
             (_, Loaded::Version(version)) if *version >= owed => Some(Vec::new()),
             (_, Loaded::Version(version)) => {
                 let what = format!("the load takes the state of ack {version}");

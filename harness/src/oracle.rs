@@ -9,7 +9,7 @@ use crate::fault::{DiskFull, Fault, Injection, Struck};
 use crate::history::{AfterFailure, History, Repeats};
 use crate::loads::Loads;
 use crate::meeting;
-use crate::outcome::{Check, CheckKind, Content, Exit, Load, NextSave, Outcome, Survivor};
+use crate::outcome::{Check, CheckKind, Content, Exit, Load, Loaded, NextSave, Outcome, Survivor};
 use crate::parting;
 use crate::verdict::{Promise, Verdict, Violation, ViolationKind, Why};
 
@@ -48,19 +48,37 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
         (false, _) => Verdict::Violated(found),
         (true, _) if hangs => Verdict::Inconclusive(Why::TimedOut),
         // What can't be compared is judged by the user's checks, where there are any.
-        (true, Comparable::No) if asks_about_bytes(promises) && outcome.checks.is_empty() => {
+        (true, Comparable::No) if asks_about_bytes(promises) && !is_checked(outcome, promises) => {
             Verdict::Inconclusive(Why::NotComparable)
         }
         (true, Comparable::No | Comparable::Yes) => Verdict::Pass,
     }
 }
 
+/// Whether a check of the user's has judged it.
+fn is_checked(outcome: &Outcome, promises: &BTreeSet<Promise>) -> bool {
+    promises.contains(&Promise::Checked) && !outcome.checks.is_empty()
+}
+
 /// What is broken by what the program's own load makes of it.
 fn by_load(outcome: &Outcome, history: &History, loads: &Loads) -> (Vec<Violation>, Comparable) {
-    match loads.judge(outcome, history.acks_promised(outcome.acks, &outcome.said)) {
-        Some(found) => (found, Comparable::Yes),
-        None => (Vec::new(), Comparable::No),
+    let other = matches!(outcome.recovery.loaded, Loaded::NoVersion(_));
+    // It may save what no unbroken run does: once something has failed, or where nothing says when it saves.
+    let may_differ = is_told(outcome) && history.after_failure == AfterFailure::MayDiffer;
+    if other && (may_differ || history.since.is_empty()) {
+        return (Vec::new(), Comparable::No);
     }
+    let promised = history.acks_promised(outcome.acks, &outcome.said);
+    let judged = loads.judge(outcome, promised, is_before_the_first(outcome, history));
+    let Some(mut found) = judged else { return (Vec::new(), Comparable::No) };
+    // A load reads what is in memory.
+    let owed = owed(outcome, history);
+    for file in history.files() {
+        if let Some(version) = newest_match(outcome.survivor.files.get(file), history, file) {
+            found.extend(unsynced(outcome, history, file, version, owed));
+        }
+    }
+    (found, Comparable::Yes)
 }
 
 /// Whether it is asked what the state files hold, and not only what a load or a check says of them.
@@ -356,8 +374,17 @@ pub fn reset_detail(owed: usize) -> String {
     format!("the load fell back to the default state, version {owed} is owed")
 }
 
-fn fails_on_nothing(history: &History) -> bool {
-    history.loads.as_ref().is_some_and(|loads| loads.fails_on_nothing())
+/// Whether nothing had been saved yet, and the load rightly fails then.
+fn is_before_the_first(outcome: &Outcome, history: &History) -> bool {
+    let before = |ops: usize| history.since.get(1).is_some_and(|first| ops < *first);
+    let early = match (&outcome.injection, outcome.fault.op()) {
+        (Injection::At(Struck::Power { ops }), _) => before(*ops),
+        (Injection::At(Struck::Met { .. }), _) => false,
+        (_, Some(op)) => before(op.0),
+        // Where it is not known when it was struck, the first ack tells.
+        (_, None) => outcome.acks == 0 && !history.acked.is_empty(),
+    };
+    early && history.loads.as_ref().is_some_and(|loads| loads.fails_on_nothing())
 }
 
 /// What is wrong with the recovery, where so much is owed.
@@ -373,7 +400,7 @@ pub fn recovery(outcome: &Outcome, history: &History, owed: usize) -> Vec<Violat
             found.push(violation(ViolationKind::Reset, reset_detail(owed)));
         }
         // As it does where nothing was saved yet.
-        Load::Failed(_) if owed == 0 && fails_on_nothing(history) => {}
+        Load::Failed(_) if owed == 0 && is_before_the_first(outcome, history) => {}
         Load::Failed(why) => found.push(violation(ViolationKind::RecoveryFailed, why.clone())),
         Load::Hung => {
             let detail = "the recovery did not end in time".to_owned();

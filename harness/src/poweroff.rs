@@ -17,7 +17,7 @@ use crate::lab::{self, Lab};
 use crate::model::NotModelled;
 use crate::oracle;
 use crate::os::signals;
-use crate::outcome::{Exit, Outcome};
+use crate::outcome::{Exit, Outcome, Recovery};
 use crate::pool::{Completion, Job, Pool, Work};
 use crate::power::Lowered;
 use crate::power::derive::{Budget, Derived, derive};
@@ -119,9 +119,9 @@ pub fn cells(
         let profile = Profile::find(name)?;
         // A built-in is asked in this process, which takes no time.
         questions.most = match prepared.kind {
-            Kind::Command(_) => {
-                questions.most + request.asked.power.asked_max.div_ceil(profiles.len())
-            }
+            Kind::Command(_) => questions
+                .most
+                .saturating_add(request.asked.power.asked_max.div_ceil(profiles.len())),
             _ => usize::MAX,
         };
         match lower(&case.recording.trace, &prepared.before, &profile.flags) {
@@ -212,6 +212,10 @@ impl Case<'_> {
             || asked.iter().any(|promise| promises.contains(promise))
     }
 
+    fn has_check(&self) -> bool {
+        matches!(&self.recording.prepared.kind, Kind::Command(learned) if learned.command.check.is_some())
+    }
+
     fn explore(&self, profile: Profile, lowered: Lowered) -> Explored {
         let budget = Budget {
             states_max: self.request.asked.power.states_max,
@@ -235,8 +239,11 @@ impl Case<'_> {
             let all = &derived.survivors[number].owing;
             let Some(owing) = all.iter().max_by_key(|owing| owing.owed) else { continue };
             let state = owing.first.at(owing.moment(lowered));
-            let acks: BTreeSet<u64> = all.iter().map(|owing| owing.acks as u64).collect();
-            let acks = acks.into_iter().rev().collect();
+            let given = all.iter().map(|owing| self.recording.given(owing.acks));
+            let given: BTreeSet<u64> = given.collect();
+            // Only a check hears of them.
+            let most = if self.has_check() { given.len() } else { 1 };
+            let acks = given.into_iter().rev().take(most).collect();
             let question = Question { explored: place, state, acks };
             asked[number] = questions.add(question, (&*lowered, &mut made), apart);
             if signals::interrupted() {
@@ -394,15 +401,19 @@ impl Work for Confronter<'_> {
         }
         let mut left = question.left(lowered, self.case.recording.state(), &mut self.made.1);
         let mut reaction = Reaction { n: range.start, ..Reaction::default() };
-        for acks in &question.acks {
-            left.acks = *acks;
+        // What holds after so many acks holds after fewer: the most first, and then the middle of what is open.
+        let (mut from, mut until) = (0, question.acks.len());
+        let mut at = 0;
+        while from < until {
+            left.acks = question.acks[at];
             let asked = self.ask(&left, &profile.name, &mut reaction.unknown)?;
-            // What holds for so many acks holds for fewer.
-            let holds = asked.violations.is_empty();
-            reaction.asked.push(asked);
-            if holds {
-                break;
+            if asked.violations.is_empty() {
+                until = at
+            } else {
+                from = at + 1
             }
+            reaction.asked.push(asked);
+            at = from.midpoint(until);
         }
         Ok(vec![reaction])
     }
@@ -440,7 +451,9 @@ impl Confronter<'_> {
             Verdict::Violated(violations) => violations,
             Verdict::Pass | Verdict::Inconclusive(_) => Vec::new(),
         };
-        Ok(Reacted { acks: left.acks, violations, recovery: outcome.recovery })
+        // Names need not be text, and are told already.
+        let recovery = Recovery { leftovers: Vec::new(), ..outcome.recovery };
+        Ok(Reacted { acks: left.acks, violations, recovery })
     }
 }
 

@@ -76,6 +76,13 @@ impl<'a> Recording<'a> {
         self.ended
     }
 
+    /// How many acks the world had seen: its end with status 0 is one in the trace, and none that was printed.
+    #[must_use]
+    pub fn given(&self, acks: usize) -> u64 {
+        let all = self.ended && acks == self.trace.acks.len();
+        (acks - usize::from(all)) as u64
+    }
+
     /// What was called, as a hash: the calls, where they wrote and how much, but no names and no bytes,
     /// which may differ from run to run.
     #[must_use]
@@ -107,7 +114,7 @@ impl<'a> Recording<'a> {
         let fault = Fault::PowerLoss(PowerLoss { profile: profile.to_owned(), state });
         let exit = if all { Exit::Status(0) } else { Exit::Killed };
         Outcome {
-            acks: (acks - usize::from(all)) as u64,
+            acks: self.given(acks),
             said: said[..acks.min(said.len())].to_vec(),
             survivor: self.prepared.settled(survivor),
             ..Outcome::new(fault, Injection::At(Struck::Power { ops }), exit)

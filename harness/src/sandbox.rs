@@ -152,9 +152,12 @@ impl Planner {
         let mut entries: Vec<_> = fs::read_dir(directory)?.collect::<io::Result<_>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            let (path, kind) = (entry.path(), entry.file_type()?);
+            // Other programs make and remove files meanwhile.
+            let path = entry.path();
+            let Some(kind) = there(entry.file_type())? else { continue };
             if kind.is_symlink() {
-                self.steps.push(Step::Symlink(fs::read_link(&path)?, path));
+                let target = there(fs::read_link(&path))?;
+                self.steps.extend(target.map(|target| Step::Symlink(target, path)));
             } else if kind.is_dir() {
                 self.directory(path, depth)?;
             } else {
@@ -192,6 +195,20 @@ impl Planner {
         self.steps.push(step);
         Ok(())
     }
+}
+
+/// What was found, unless it has gone since it was listed.
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// Whether a file or directory is not there any more.
+#[must_use]
+pub fn is_gone(path: &Path) -> bool {
+    matches!(there(fs::symlink_metadata(path)), Ok(None))
 }
 
 /// Where something is mounted, as this process sees it.

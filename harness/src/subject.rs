@@ -145,16 +145,19 @@ impl Limits {
     }
 }
 
+/// How often a built-in strategy may save in one run.
+const SAVES_MAX: usize = 10_000;
 /// How many bytes all of its states may have together.
 const STATES_BYTES_MAX: usize = 1 << 30;
 /// What [`can_be_held`] means, for people.
-pub const HOLDABLE: &str = "let the last state have at most 16 MiB, and all of them at most 1 GiB";
+pub const HOLDABLE: &str = "let there be at most 10,000 saves, the last state of at most 16 MiB, all of them of at most 1 GiB";
 
 /// Whether so many states fit into memory; each save makes the state larger by `growth_bytes`.
 #[must_use]
 pub fn can_be_held(saves: u64, state_bytes: usize, growth_bytes: usize) -> bool {
     let held = || {
-        let states = usize::try_from(saves).ok()?.checked_add(2)?;
+        let states =
+            usize::try_from(saves).ok().filter(|saves| *saves <= SAVES_MAX)?.checked_add(2)?;
         let largest = states.checked_mul(growth_bytes)?.checked_add(state_bytes)?;
         Some(largest <= STATE_BYTES_MAX && states.checked_mul(largest)? <= STATES_BYTES_MAX)
     };

@@ -107,45 +107,49 @@ impl Tally {
 
     /// Adds what was counted elsewhere.
     pub fn merge(&mut self, other: &Self) {
-        self.passed += other.passed;
-        self.struck += other.struck;
-        self.leftovers += other.leftovers;
+        // It may come from a file, in which anything can stand.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.passed, other.passed);
+        add(&mut self.struck, other.struck);
+        add(&mut self.leftovers, other.leftovers);
         for (kind, count) in &other.violated {
             let sum = self.violated.entry(*kind).or_default();
-            (sum.natural, sum.forced) = (sum.natural + count.natural, sum.forced + count.forced);
+            add(&mut sum.natural, count.natural);
+            add(&mut sum.forced, count.forced);
         }
         for (promise, count) in &other.broken {
-            *self.broken.entry(*promise).or_default() += count;
+            add(self.broken.entry(*promise).or_default(), *count);
         }
         for (why, count) in &other.inconclusive {
-            *self.inconclusive.entry(*why).or_default() += count;
+            add(self.inconclusive.entry(*why).or_default(), *count);
         }
     }
 
     /// Trials in which a promise broke.
     #[must_use]
     pub fn failed(&self) -> u64 {
-        self.violated.values().map(|count| count.natural + count.forced).sum()
+        let both = self.violated.values().flat_map(|count| [count.natural, count.forced]);
+        both.fold(0, u64::saturating_add)
     }
 
     /// Trials that say something: the fault struck and the result could be judged.
     #[must_use]
     pub fn judged(&self) -> u64 {
-        self.passed + self.failed()
+        self.passed.saturating_add(self.failed())
     }
 
     /// Trials in all.
     #[must_use]
     pub fn trials(&self) -> u64 {
-        self.judged() + self.inconclusive.values().sum::<u64>()
+        self.inconclusive.values().fold(self.judged(), |sum, count| sum.saturating_add(*count))
     }
 
     /// Violations, split by nature.
     #[must_use]
     pub fn by_nature(&self) -> ByNature {
         self.violated.values().fold(ByNature::default(), |sum, count| ByNature {
-            natural: sum.natural + count.natural,
-            forced: sum.forced + count.forced,
+            natural: sum.natural.saturating_add(count.natural),
+            forced: sum.forced.saturating_add(count.forced),
         })
     }
 
@@ -183,6 +187,8 @@ pub fn wilson(hits: u64, trials: u64) -> Interval {
     if trials == 0 {
         return Interval { low: 0.0, high: 1.0 };
     }
+    // What was read from a file need not add up.
+    let hits = hits.min(trials);
     let n = trials as f64;
     let rate = hits as f64 / n;
     let centre = rate + Z * Z / (2.0 * n);

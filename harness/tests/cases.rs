@@ -226,3 +226,42 @@ fn acks_reach_the_check_of_a_loss_of_power() {
         assert_eq!(violations(row, "check-failed") > 0, lost, "{scenario}: {row:#}");
     }
 }
+
+#[test]
+fn a_load_that_hides_damage_is_not_believed() {
+    let Some(python) = python() else { return };
+    // It says only that there is a state: its bytes are judged.
+    let load = format!("{python} -m json.tool state.json >/dev/null && echo ok");
+    let options = ["--trials", "60", "--ack", "^SAVED", "--load", &load, "--promise", "atomic"];
+    let Some((status, row)) = case(&options, "det_json", &["{dir}"]) else { return };
+    assert_eq!(status, 1, "{row:#}");
+    // Without acks nothing but the end is promised; a state that can't be loaded is broken all the same.
+    let load = format!("{python} -m json.tool state.json");
+    let options = ["--trials", "60", "--load", &load, "--promise", "atomic,recoverable"];
+    let (status, row) = case(&options, "det_json", &["{dir}"]).unwrap();
+    assert_eq!(status, 1, "{row:#}");
+    assert!(violations(&row, "alien") > 0, "{row:#}");
+}
+
+#[test]
+fn what_a_failed_fsync_left_in_memory_is_lost_whatever_is_loaded() {
+    let Some(python) = python() else { return };
+    let program = targets("python/fsync_retry.py");
+    let load = format!("{python} -c \"print(open('state.json').read())\"");
+    let results = tempfile::tempdir().unwrap();
+    let options = ["--seed", "1", "--scenario", "errno", "--ack", "^saved", "--env", "VERSIONS=2"];
+    let all = [&options[..], &["--load", &load, "--", &python, &program]].concat();
+    if can_follow() {
+        let (_, report) = report(results.path(), &all);
+        assert!(violations(&report["subjects"][0], "lost-ack") > 0, "{report:#}");
+    }
+}
+
+#[test]
+fn an_ack_before_its_save_is_found_by_a_load_too() {
+    let Some(python) = python() else { return };
+    let load = format!("{python} -c \"print(open('state.json').read())\"");
+    let options = ["--trials", "60", "--ack", "^saved", "--load", &load, "--promise", "durable"];
+    let Some((status, row)) = case(&options, "ack_before_save", &[]) else { return };
+    assert_eq!(status, 1, "{row:#}");
+}

@@ -31,6 +31,11 @@ use crate::outcome::{
 use crate::subject::{Command, Learned, Prepared};
 use crate::volume::{Filled, Volume};
 
+/// Whether a version was loaded that is newer than what was there at the start.
+fn is_newer(loaded: &Loaded) -> bool {
+    matches!(loaded, Loaded::Version(version) if *version > 0)
+}
+
 /// How long a program is waited for that was told that something had failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Patience {
@@ -220,7 +225,8 @@ impl<'a> CommandInjector<'a> {
         let loads = self.history.loads.as_ref().filter(|_| said == Said::Yes);
         let loaded = loads.map_or(Loaded::Unknown, |loads| loads.version(&printed));
         let load = match said {
-            Said::Yes if loads.is_none() && self.lost_all(survivor)? => Load::Default,
+            // What was there is gone, and nothing that was saved is loaded.
+            Said::Yes if !is_newer(&loaded) && self.lost_all(survivor)? => Load::Default,
             Said::Yes => Load::Loaded,
             Said::No(why) => Load::Failed(format!("--load: {why}")),
             Said::Hung => Load::Hung,

@@ -165,7 +165,8 @@ impl<'a> Collector<'a> {
             self.derived.survivors.len() - 1
         });
         let owing = &mut self.derived.survivors[index].owing;
-        let Some(known) = owing.iter_mut().rev().find(|known| known.owed == owed) else {
+        let same = |known: &&mut Owing| (known.owed, known.acks) == (owed, acks);
+        let Some(known) = owing.iter_mut().rev().find(same) else {
             let (first, kept) = (found.recipe.state(), found.recipe.size());
             let mut moments = Moments::default();
             moments.add(found.recipe.moment);

@@ -102,8 +102,8 @@ impl Walk<'_> {
             stopped = visit(found) == Go::Stop;
             Go::On
         };
-        // All of it first: it must not fall behind the limit.
-        let whole = std::iter::once(vec![true; count]);
+        // All of it, and nothing but what is forced, first: they must not fall behind the limit.
+        let whole = [vec![true; count], vec![false; count]].into_iter();
         for set in whole.chain(drawn) {
             let chosen = order.closed(&set);
             self.thorough = Thorough::Sample(random.random());
@@ -134,7 +134,7 @@ impl Walk<'_> {
 
 /// At most so many sets among so many choices: all but one, one alone, and random ones.
 fn drawn_sets(count: usize, most: usize, random: &mut ChaCha8Rng) -> Vec<Vec<bool>> {
-    let stride = (count * 4).div_ceil((most * 3).max(1)).max(1);
+    let stride = (count * 8).div_ceil((most * 3).max(1)).max(1);
     let first = random.random_range(0..stride);
     // From the last on: what came last is the least likely to be forced by something else.
     let places = || (0..count).rev().skip(first).step_by(stride);

@@ -54,6 +54,9 @@ impl Judged {
         surprises.sort();
         surprises.dedup();
         match surprises.is_empty() {
+            true if report.shard.is_whole() && row.has_gaps() => {
+                Self::Unclear("the load and the checks were not asked about all crash states")
+            }
             true => Self::AsExpected,
             false => {
                 let each = |surprise: &Surprise| difference(report, row, surprise);

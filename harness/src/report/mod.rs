@@ -183,8 +183,14 @@ impl Row {
     /// Whether more than half of the runs that were struck say nothing, or it was not asked about all of them.
     #[must_use]
     pub fn is_unclear(&self) -> bool {
-        let most = self.tally.judged() * 2 < self.tally.struck;
+        let most = self.tally.judged().saturating_mul(2) < self.tally.struck;
         self.tally.failed() == 0 && (most || self.tally.not_asked() > 0)
+    }
+
+    /// Whether there is a cell in which nothing broke and not all was asked about.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        self.cells.iter().any(|cell| cell.tally.failed() == 0 && cell.tally.not_asked() > 0)
     }
 }
 
@@ -203,6 +209,9 @@ impl Report {
         let surprised = |row: &Row| !row.surprises(&self.promises).is_empty();
         if self.subjects.iter().any(surprised) {
             return ExitStatus::Unexpected;
+        }
+        if self.shard.is_whole() && self.subjects.iter().any(Row::has_gaps) {
+            return ExitStatus::NothingStruck;
         }
         ExitStatus::AsExpected
     }

@@ -276,7 +276,7 @@ fn expected(report: &Report, row: &Row) -> String {
     if row.cells.iter().any(|cell| cell.not_measured.is_some()) {
         return "NOT MEASURED".to_owned();
     }
-    if surprises.is_empty() && row.is_unclear() {
+    if surprises.is_empty() && (row.is_unclear() || row.has_gaps()) {
         return "UNCLEAR: not all\nwas asked about".to_owned();
     }
     if surprises.is_empty() { "yes".to_owned() } else { surprises.join("\n") }

@@ -31,7 +31,7 @@ use super::ipc;
 use super::process::{fork_child, fork_sleeper, wait_for};
 use crate::error::{Error, Result};
 use crate::lab;
-use crate::sandbox::{Plan, Step};
+use crate::sandbox::{self, Plan, Step};
 use init::Init;
 use mounts::Stage;
 
@@ -250,7 +250,10 @@ impl Sandbox {
             umount2(&mounts::below(&self.stage.root(), path), MntFlags::MNT_DETACH)?;
             lab::remove_tree(&self.stage.work(path))?;
             lab::empty(&self.stage.written(path), self.room_in(path))?;
-            self.stage.overlay(path)?;
+            match self.stage.overlay(path) {
+                Err(_) if sandbox::is_gone(path) => continue,
+                made => made?,
+            }
             self.bind_below(path)?;
         }
         self.inner.borrow_mut().fresh = self::used(self.stage.place())?;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use crate::os::mount::{self, Again, errno, read_only};
-use crate::sandbox::{Plan, Step};
+use crate::sandbox::{Plan, Step, is_gone};
 
 const NOTHING: Option<&str> = None;
 
@@ -76,7 +76,11 @@ impl Stage {
     /// Puts the whole tree together, but for `/proc`.
     pub fn build(&self, plan: &Plan) -> io::Result<()> {
         for step in &plan.steps {
-            self.step(step).map_err(|error| named(error, step.path()))?;
+            match self.step(step) {
+                // It has gone since it was listed: other programs use these directories, too.
+                Err(_) if is_gone(step.path()) => {}
+                done => done.map_err(|error| named(error, step.path()))?,
+            }
         }
         self.bind_room(plan).map_err(|error| named(error, &plan.room))
     }

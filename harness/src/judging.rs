@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::{History, States};
 use crate::oracle;
-use crate::outcome::{Outcome, Recovery};
+use crate::outcome::{Load, Outcome, Recovery};
 use crate::power::derive::{Distinct, Owing};
 use crate::power::spread::Spread;
 use crate::power::survivor::CrashState;
@@ -176,7 +176,11 @@ impl<'a> Judging<'a> {
             let state = owing.first.at(moment);
             let given = self.recording.given(owing.acks);
             let Some(reacted) = Reacted::to(all, given) else { continue };
-            let reacted = (&reacted.violations[..], Some(&reacted.recovery));
+            // Whether a load may fail depends on what is owed here, and it was asked with the most acks.
+            let fails = matches!(reacted.recovery.load, Load::Failed(_));
+            let counts = |one: &&Violation| !fails || one.kind != ViolationKind::RecoveryFailed;
+            let found: Vec<_> = reacted.violations.iter().filter(counts).cloned().collect();
+            let reacted = (&found[..], Some(&reacted.recovery));
             let Some((kinds, cause)) = self.look(state, owing, reacted) else { continue };
             self.enter(&kinds, owing, moment);
             if let Some(found) = self.causes.get_mut(&cause) {

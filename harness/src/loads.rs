@@ -1,8 +1,8 @@
 //! What a program would start with: the versions of its state as its own load prints them.
 //!
-//! Bytes say what was saved; the load says what the program starts with. A fallback to a copy, a journal that is rolled back and a
-//! repair all change bytes and are right. So where a load is given and prints something that the saves change, it is
-//! asked about the directory as it was after each ack of the unbroken run, and at its end. What it prints then are the
+//! Bytes say what was saved; the load says what the program starts with. A fallback to a copy, a journal that is rolled
+//! back and a repair all change bytes and are right. So where a load is given and tells saves apart, it is asked about
+//! the directory as it was after each ack of the unbroken run, and at its end. What it prints then are the
 //! versions, by the number of acks, and what is left of a trial must load to one of them that is not older than the acks
 //! promise; a later one may be there. Saves that were not acknowledged are versions, too, as far as they can be seen: a
 //! file that is renamed to its place, or closed. And before the first ack a program makes its store: what the load prints

@@ -106,6 +106,17 @@ impl Sites {
     pub fn bytes(&self) -> u64 {
         self.sites.iter().map(|site| site.length).sum()
     }
+
+    /// Whether a program can have done this: no file is longer than Linux lets it be (2^63 - 1 bytes), and all ops
+    /// together move no more than that. What a file from elsewhere says need not be so.
+    #[must_use]
+    pub fn are_possible(&self) -> bool {
+        let most = i64::MAX.unsigned_abs();
+        let ends =
+            |site: &Site| site.offset.0.checked_add(site.length).is_some_and(|end| end <= most);
+        let all = self.sites.iter().try_fold(0_u64, |sum, site| sum.checked_add(site.length));
+        self.sites.iter().all(ends) && all.is_some_and(|bytes| bytes <= most)
+    }
 }
 
 /// Makes the trials of one subject.
@@ -307,6 +318,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn no_ops_of_a_program_move_more_than_a_file_can_hold() {
+        let most = i64::MAX.unsigned_abs();
+        assert!(Sites::of_lengths(&[0, 10, most - 10]).are_possible());
+        assert!(!Sites::of_lengths(&[0, 11, most - 10]).are_possible());
+        assert!(!Sites::of_lengths(&[u64::MAX, 1]).are_possible());
+        let at_the_end = |offset| site(0, Call::Write, offset, 10);
+        let of = |site| Sites { sites: vec![site], duration_us: 0 };
+        assert!(of(at_the_end(most - 10)).are_possible());
+        assert!(!of(at_the_end(most - 9)).are_possible());
+        assert!(!of(at_the_end(u64::MAX)).are_possible());
+    }
 
     fn site(op: usize, call: Call, offset: u64, length: u64) -> Site {
         let (op, offset) = (OpIndex(op), ByteOffset(offset));

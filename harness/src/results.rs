@@ -118,7 +118,8 @@ impl RunDirectory {
     pub fn read_plan(&self) -> Result<Plan> {
         let path = self.path.join(PLAN);
         let plan: Plan = read_json(&path)?;
-        if plan.id != plan.name() || plan.seal != plan.sealed() {
+        let possible = plan.subjects.iter().all(|subject| subject.sites.are_possible());
+        if !possible || plan.id != plan.name() || plan.seal != plan.sealed() {
             return Err(Error::usage(format!("{} is not as it was written", path.display()))
                 .help("it was edited; run the scenario again"));
         }

@@ -11,7 +11,7 @@ use crate::disk::images::Image;
 use crate::disk::plan::WriteBack;
 use crate::errno::{self, Errno, Way};
 use crate::file_system::{Axis, FileSystem};
-use crate::meeting::{Meeting, Second as SecondProcess};
+use crate::meeting::{Encounter, Meeting, Second as SecondProcess};
 use crate::op::{ByteOffset, Call, Family, OpIndex};
 use crate::parting::{Parting, Sides};
 use crate::plan::PAGE_BYTES;
@@ -170,7 +170,7 @@ pub enum Place {
     /// Between two runs, and what was done there.
     Rest(Harming),
     /// Where two processes met.
-    Meeting(Meeting),
+    Meeting(Encounter),
     /// When a bot and its broker parted.
     Parting(Parting),
     /// Some moment.
@@ -351,7 +351,7 @@ impl Fault {
             Self::PowerLoss(loss) => before(loss.ops()),
             Self::PowerCut(cut) => cut.ops.map_or(Place::Moment, before),
             Self::AtRest(harming) => Place::Rest(*harming),
-            Self::Concurrent(meeting) => Place::Meeting(*meeting),
+            Self::Concurrent(meeting) => Place::Meeting(meeting.encounter()),
             Self::Parted(parting) => Place::Parting(*parting),
         }
     }

@@ -6,7 +6,7 @@ use crate::confirm::Listed;
 use crate::error::{Context, Error, Result};
 use crate::exhaustive::{self, Exhausted};
 use crate::fault::Fault;
-use crate::inject::outside;
+use crate::inject::{self, outside};
 use crate::lab::{self, Lab};
 use crate::meeting;
 use crate::model::NotModelled;
@@ -58,24 +58,41 @@ pub fn part(request: &Request, lab: &Lab, one: &mut Prepared) -> Result<()> {
     Ok(())
 }
 
-/// Lets the subject meet another process before each of its ops, or before as many as there shall be.
-pub fn meet(request: &Request, one: &mut Prepared) {
+/// Lets the subject meet another process before each of its ops, with two switches, and in drawn turns with more; or
+/// as often as there shall be trials.
+pub fn meet(request: &Request, lab: &Lab, stream: usize, one: &mut Prepared) -> Result<()> {
     let all = meeting::all(one.trace.ops.len());
-    let (chosen, whole) = spread(&all, request.asked.trials);
-    let faults = chosen.into_iter().map(Fault::Concurrent).collect();
-    if matches!(&one.kind, Kind::Command(learned) if learned.command.recover.is_none()) {
-        let what =
-            "whether it can go on after that is not judged: --load CMD says how it loads its state";
-        one.notes.push(what.to_owned());
+    let (mut chosen, _) = spread(&all, request.asked.trials);
+    let seed = Seed(request.asked.seed.0 ^ stream as u64);
+    let most = request.asked.trials.unwrap_or(all.len() as u64 + DRAWN_MEETINGS);
+    let drawn = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(chosen.len());
+    chosen.extend(meeting::drawn(one.trace.ops.len(), seed, drawn));
+    if let Kind::Command(learned) = &one.kind {
+        if learned.command.recover.is_none() {
+            let what = "whether it can go on after that is not judged: --load CMD says how it loads its state";
+            one.notes.push(what.to_owned());
+        }
+        let saves_the_same = inject::meeting::second_saves_the_same(learned, one, &lab.room(0)?)?;
+        if saves_the_same == Some(true) {
+            let what = "both processes save the same bytes, so that a mixture of the two can't be seen: let the \
+                        program save something else where CRASHTEST_PROCESS is 2, or where an argument is that \
+                        ({process} stands for it)";
+            one.notes.push(what.to_owned());
+        }
     }
-    (one.about, one.planner) = (About::Meeting, Planner::Listed(Listed::of(faults, whole)));
+    let faults = chosen.into_iter().map(Fault::Concurrent).collect();
+    (one.about, one.planner) = (About::Meeting, Planner::Listed(Listed::of(faults, false)));
+    Ok(())
 }
 
+/// How many meetings with more than two switches are drawn besides all of those with two.
+const DRAWN_MEETINGS: u64 = 100;
+
 /// As many as there shall be, spread evenly, and whether these are all.
-fn spread<T: Copy>(all: &[T], most: Option<u64>) -> (Vec<T>, bool) {
+fn spread<T: Clone>(all: &[T], most: Option<u64>) -> (Vec<T>, bool) {
     let most = most.map_or(all.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
     let count = most.min(all.len());
-    ((0..count).map(|n| all[n * all.len() / count]).collect(), most >= all.len())
+    ((0..count).map(|n| all[n * all.len() / count].clone()).collect(), most >= all.len())
 }
 
 /// How many harms of a built-in strategy there may be before a sample must do: all of a state of 4 KiB.

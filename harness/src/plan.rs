@@ -259,7 +259,8 @@ impl Sampler {
     #[must_use]
     pub fn fault(&self, n: u64) -> Option<Fault> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed.0);
-        rng.set_stream(n + 1);
+        // A number from a file can be any; stream 0 has drawn the order of the boundaries.
+        rng.set_stream(n.wrapping_add(1));
         if self.kind == FaultKind::KillAfter {
             // A little past the end, so that the moments around the exit are met too.
             let delay = rng.random_range(0..=self.sites.duration_us.saturating_mul(21) / 20);
@@ -318,6 +319,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_trial_of_any_number_is_drawn() {
+        let sites = Sites::of_lengths(&[10]);
+        let sampler = Sampler::new(Seed(1), 0, FaultKind::Kill, Granularity::Byte, sites);
+        assert!(sampler.fault(u64::MAX).is_some());
+    }
 
     #[test]
     fn no_ops_of_a_program_move_more_than_a_file_can_hold() {

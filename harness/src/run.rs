@@ -184,7 +184,7 @@ fn prepare_all(
             listing::harm(request, stream, &mut one)?;
         }
         if request.asked.fault == FaultKind::Concurrent {
-            listing::meet(request, &mut one);
+            listing::meet(request, lab, stream, &mut one)?;
         }
         if request.asked.fault == FaultKind::Parted {
             listing::part(request, lab, &mut one)?;

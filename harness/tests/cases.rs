@@ -265,3 +265,26 @@ fn an_ack_before_its_save_is_found_by_a_load_too() {
     let Some((status, row)) = case(&options, "ack_before_save", &[]) else { return };
     assert_eq!(status, 1, "{row:#}");
 }
+
+#[test]
+fn two_processes_that_share_a_temp_file_mix_their_states() {
+    for (program, trials) in [("fixed_temp1", "60"), ("fixed_temp", "300")] {
+        let options = ["--scenario", "concurrent", "--trials", trials, "--ack", "^saved"];
+        let Some((status, row)) = case(&options, program, &[]) else { return };
+        assert!(status == 1 && failed(&row["tally"]) > 0, "{program}: {row:#}");
+        let notes = row["notes"].to_string();
+        // The second one says who has saved, and so do two of its processes.
+        assert_eq!(notes.contains("save the same bytes"), program == "fixed_temp", "{notes}");
+    }
+}
+
+#[test]
+fn a_lock_with_the_number_of_a_process_is_found_the_same_each_time() {
+    let Some(load) = load_of("pid_lock") else { return };
+    let options = ["--scenario", "concurrent", "--trials", "90", "--load", &load];
+    let options = [&options[..], &["--ack", "^saved"]].concat();
+    let Some((_, first)) = case(&options, "pid_lock", &["pid"]) else { return };
+    assert!(violations(&first, "cannot-save-again") > 0, "{first:#}");
+    let (_, again) = case(&options, "pid_lock", &["pid"]).unwrap();
+    assert_eq!(first["tally"], again["tally"]);
+}

@@ -65,17 +65,34 @@ pub fn save(
 /// Records what a strategy does in `directory` when it starts there and saves once more; a save that
 /// fails ends the recording.
 pub fn record_recovery(subject: &BuiltIn, directory: &Path) -> Result<Trace> {
-    let (done, mut nobody) = (Rc::new(Cell::new(0)), Nobody);
-    let watch = Watch::new(&mut nobody);
+    // What a failed recovery has done can be cut off, too.
+    Ok(save_next(subject, directory, &mut Nobody)?.0)
+}
+
+/// Lets a strategy start in `directory` and save once more; `observer` sees it between its ops. What it did, and
+/// whether it has saved.
+pub fn save_next(
+    subject: &BuiltIn,
+    directory: &Path,
+    observer: &mut dyn Observer,
+) -> Result<(Trace, bool)> {
+    let (done, watch) = (Rc::new(Cell::new(0)), Watch::new(observer));
     let mut recorder = Recorder::new(directory, &done, &watch);
     let (strategy, mut acks) = (subject.strategy, Vec::new());
-    let ack = &mut |_| acks.push(done.get());
-    // What a failed recovery has done can be cut off, too.
-    let _ = strategy
+    let ack = &mut |_| {
+        acks.push(done.get());
+        watch.tell(|observer| observer.acked());
+    };
+    let saved = strategy
         .start(&mut recorder, directory)
         .and_then(|()| strategy.save(&mut recorder, directory, subject.next(), ack));
     recorder.trace.acks = acks;
-    Ok(recorder.trace)
+    let trace = std::mem::take(&mut recorder.trace);
+    drop(recorder);
+    match watch.failed.take() {
+        Some(error) => Err(error),
+        None => Ok((trace, saved.is_ok())),
+    }
 }
 
 /// Tells an observer, and remembers what went wrong with it.

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::checks::{Acked, Checks, Said, Shell};
 use super::output::AckCounter;
 use super::recorder::Recorder;
-use super::resident::{Observed, Observer, Resident, Sight, Watched, is_damage};
+use super::resident::{Observed, Observer, Resident, Sight, is_damage};
 use super::runner::{Bound, GRACE, Plain, Runner};
 use super::striker::Striker;
 use super::tracer::How;
@@ -22,7 +22,6 @@ use crate::fault::{Fault, Injection, Struck};
 use crate::history::History;
 use crate::inject::{Injector, Left, Recovered};
 use crate::lab;
-use crate::op::Trace;
 use crate::oracle;
 use crate::os::process::Ended;
 use crate::outcome::{
@@ -313,23 +312,6 @@ struct Struckdown {
 }
 
 impl CommandInjector<'_> {
-    /// Runs the program where it is, watched between its ops; how it ended.
-    pub fn observe(&mut self, observer: &mut dyn Observer) -> Result<(Trace, How)> {
-        let scope = self.runner.scope.clone();
-        let limits = self.runner.limits();
-        let counter = self.runner.output.new_counter();
-        let recorder = Recorder::new(&scope, counter, limits.acks, limits.data_bytes);
-        let mut watched = Watched::new(recorder, observer);
-        let bound = Bound { timeout: limits.timeout(), grace: GRACE };
-        let ran = self.runner.traced(&mut watched, Follows::All, bound)?;
-        if let Some(error) = watched.failed {
-            return Err(error);
-        }
-        let mut recorder = watched.recorder;
-        recorder.stores();
-        Ok((recorder.trace, ran.how))
-    }
-
     /// Lets other processes have the PIDs of dead ones, until the next trial; says whether that can be done.
     #[must_use]
     pub fn occupy(&self, dead: &[Pid]) -> bool {
@@ -355,6 +337,24 @@ impl CommandInjector<'_> {
     #[must_use]
     pub fn is_state(&self, path: &Path) -> bool {
         self.learned.state.contains(path)
+    }
+
+    /// As [`Resident::look`], after acks with these lines.
+    pub fn look_after(&mut self, acks: u64, lines: &[Vec<u8>]) -> Result<Sight> {
+        let survivor = match self.runner.collected(&self.learned.state) {
+            Ok(survivor) => survivor,
+            Err(error) if is_damage(&error) => return Ok(Sight::Unreadable(error.to_string())),
+            Err(error) => return Err(error).context("read what is left"),
+        };
+        self.runner.keep()?;
+        let checks = self.check(&survivor, acks, lines)?;
+        let recovery = self.recover(&survivor, acks)?;
+        Ok(Sight::Seen(survivor, checks, recovery))
+    }
+
+    /// What runs the program.
+    pub fn runner(&mut self) -> &mut Runner {
+        &mut self.runner
     }
 
     /// Makes the trial directory anew, with all the space that it takes.
@@ -424,7 +424,8 @@ impl Resident for CommandInjector<'_> {
     }
 
     fn run(&mut self, observer: &mut dyn Observer) -> Result<Observed> {
-        let (trace, how) = self.observe(observer)?;
+        let timeout = self.runner.limits().timeout();
+        let (trace, how) = self.runner.observe(observer, timeout)?;
         match how {
             How::Ended(Ended::Status(0)) => Ok(Observed { trace, ended: true }),
             _ if self.learned.serves => Ok(Observed { trace, ended: false }),
@@ -436,15 +437,8 @@ impl Resident for CommandInjector<'_> {
     }
 
     fn look(&mut self, acks: u64) -> Result<Sight> {
-        let survivor = match self.runner.collected(&self.learned.state) {
-            Ok(survivor) => survivor,
-            Err(error) if is_damage(&error) => return Ok(Sight::Unreadable(error.to_string())),
-            Err(error) => return Err(error).context("read what is left"),
-        };
-        self.runner.keep()?;
-        let checks = self.check(&survivor, acks, self.runner.output.kept_acks())?;
-        let recovery = self.recover(&survivor, acks)?;
-        Ok(Sight::Seen(survivor, checks, recovery))
+        let lines = self.runner.output.kept_acks().to_vec();
+        self.look_after(acks, &lines)
     }
 
     fn keep_in(&mut self, directory: PathBuf) {

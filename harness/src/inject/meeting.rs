@@ -1,38 +1,28 @@
 //! Trials in which two processes meet.
 
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crashtest_targets::{Disk, Origin};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpid};
+use crashtest_targets::Origin;
+use nix::unistd::Pid;
 
 use super::Injector;
 use super::builtin::Slot;
 use super::builtin_recorder;
+use super::by_turns::{Ending, Run, Turns, Where};
 use super::command::CommandInjector;
-use super::resident::{Observer, Resident, Sight};
-use super::runner::Runner;
+use super::resident::{Resident, Sight};
+use super::runner::{Plain, Runner};
 use super::tracer::How;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, Injection, Struck};
 use crate::lab;
 use crate::meeting::{self, Meeting, Second, Then};
-use crate::os::process::{self, Ended, die_with, fork_child, wait_at_most, wait_for};
-use crate::os::signals;
-use crate::outcome::{Check, Exit, Loaded, Outcome, Recovery, Survivor};
-use crate::subject::{BuiltIn, Command, Kind, Prepared};
-
-/// How long the second may take before it is taken to wait for the first; a save takes a thousandth.
-const WAITS: Duration = Duration::from_secs(2);
-/// How often it is looked at what a second program prints.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
-/// How long one may take that nobody is in the way of.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::os::process::Ended;
+use crate::outcome::{Check, Content, Exit, Loaded, Outcome, Recovery, Survivor};
+use crate::subject::{BuiltIn, Command, Kind, Learned, Prepared};
 
 /// Has two processes of a subject meet.
 pub struct Meetings<'a> {
@@ -41,7 +31,7 @@ pub struct Meetings<'a> {
 
 /// How two processes of a subject meet.
 trait Meets {
-    fn meet(&mut self, meeting: Meeting) -> Result<Met>;
+    fn meet(&mut self, meeting: &Meeting) -> Result<Met>;
     fn keep_in(&mut self, directory: PathBuf);
 }
 
@@ -66,10 +56,11 @@ impl<'a> Meetings<'a> {
             }
             Kind::Command(learned) => {
                 let first = CommandInjector::new(learned, prepared, room, None)?;
-                let run = Duration::from_micros(prepared.sites.duration_us);
-                let patience = PROGRAM_WAITS.max(run * 3);
-                let (second, room) = (learned.command.clone(), room.to_owned());
-                Box::new(OfCommand { first, second, room, patience })
+                let mut second = Runner::new(&second_of(&learned.command), room)?;
+                if learned.command.check.is_some() {
+                    second.output.keep_acks();
+                }
+                Box::new(OfCommand { first, second })
             }
             Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => {
                 return Err(Error::usage("what does not run can't meet another")
@@ -83,7 +74,7 @@ impl<'a> Meetings<'a> {
         let Fault::Concurrent(meeting) = fault else {
             return Err(Error::internal("only meetings are made here"));
         };
-        let met = self.meets.meet(*meeting)?;
+        let met = self.meets.meet(meeting)?;
         let injection = match met.second {
             None => Injection::NotReached,
             Some(second) => Injection::At(Struck::Met { second }),
@@ -106,21 +97,6 @@ impl Injector for Meetings<'_> {
     fn keep_in(&mut self, directory: PathBuf) {
         self.meets.keep_in(directory);
     }
-}
-
-fn exit_of(ended: Option<Ended>) -> Exit {
-    match ended {
-        None => Exit::TimedOut,
-        Some(Ended::Status(status)) => Exit::Status(status),
-        Some(Ended::Signal(signal)) => Exit::Signal(signal),
-    }
-}
-
-/// Kills a child that has not ended, and takes leave of it.
-fn end(child: Pid) -> io::Result<Ended> {
-    // It may have ended since.
-    let _ = kill(child, Signal::SIGKILL);
-    wait_for(child)
 }
 
 /// How large a file may be that says the number of a process.
@@ -147,76 +123,74 @@ fn succeed(root: &Path, dead: &[Pid], is_state: &dyn Fn(&Path) -> bool) -> io::R
     Ok(())
 }
 
-/// How a child ends that has nothing more to do.
-fn reap(child: Pid) -> io::Result<Exit> {
-    let ended = wait_at_most(child, PATIENCE)?;
-    if ended.is_none() {
-        end(child)?;
-    }
-    Ok(exit_of(ended))
-}
+/// How long a run of a built-in strategy may take that none is in the way of.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the children of a meeting say, a byte each.
-const ACK: u8 = b'A';
-const HERE: u8 = b'H';
-const END: u8 = b'E';
-
-/// A child that does not begin, or go on, before it is told to.
-struct Child {
-    pid: Pid,
-    /// Tells it to go on.
-    go: PipeWriter,
-    /// What it says.
-    said: PipeReader,
+/// What came of two runs.
+struct Played {
+    /// None if the first ended before the second came.
+    second: Option<Second>,
+    first: Ending,
+    /// How many saves the first has acknowledged.
     acks: u64,
+    /// The lines of the acks of both.
+    lines: Vec<Vec<u8>>,
+    /// The PIDs of the dead that go to others.
+    succeeded: Vec<Pid>,
 }
 
-impl Child {
-    /// Forks one that does `body` with what it hears and what it says.
-    fn fork(body: impl FnOnce(PipeReader, PipeWriter) -> bool) -> io::Result<Self> {
-        let (hears, go) = io::pipe()?;
-        let (said, says) = io::pipe()?;
-        let mut theirs = Some((body, hears, says));
-        let mut ours = Some((go, said));
-        let worker = getpid();
-        let pid = fork_child(|| {
-            // A child that kept the end by which it is told to go on would wait for itself.
-            drop(ours.take());
-            match (die_with(worker), theirs.take()) {
-                (Ok(()), Some((body, hears, says))) => i32::from(!body(hears, says)),
-                _ => 1,
-            }
-        })?;
-        drop(theirs);
-        let (go, said) = ours.ok_or_else(|| io::Error::other("the pipes of a child are gone"))?;
-        Ok(Self { pid, go, said, acks: 0 })
+/// Lets two runs, which have not begun, make their turns; each may take so long for one.
+fn play(meeting: &Meeting, mut first: Run, mut second: Run, time: Duration) -> Result<Played> {
+    let what = "have two processes meet";
+    if first.go(meeting.before, time).context(what)? != Where::Stopped {
+        second.kill(time).context(what)?;
+        second.ending(time)?;
+        let acks = first.acks;
+        let first = first.ending(time)?;
+        return Ok(Played { second: None, first, acks, lines: Vec::new(), succeeded: Vec::new() });
     }
-
-    /// Hears it until it says that it is there, or at its end; `None` if it does not in this time.
-    fn hear(&mut self, time: Duration) -> io::Result<Option<u8>> {
-        loop {
-            let mut fds = [PollFd::new(self.said.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-            if poll(&mut fds, timeout)? == 0 {
-                return Ok(None);
-            }
-            let mut byte = [0];
-            match self.said.read(&mut byte)? {
-                0 => return Ok(None),
-                _ if byte[0] == ACK => self.acks += 1,
-                _ => return Ok(Some(byte[0])),
+    let mut meanwhile = None;
+    let mut now_second = true;
+    for ops in &meeting.turns {
+        let turn = if now_second { &mut second } else { &mut first };
+        turn.go(*ops, time).context(what)?;
+        if first.place() == Where::Ended {
+            meanwhile.get_or_insert(second.acks);
+        }
+        now_second = !now_second;
+    }
+    match meeting.then {
+        Then::BothAreKilled => {
+            first.kill(time).context(what)?;
+            second.kill(time).context(what)?;
+        }
+        Then::GoesOn | Then::IsKilled | Then::IsSucceeded => {
+            let (turn, other) =
+                if now_second { (&mut second, &mut first) } else { (&mut first, &mut second) };
+            turn.finish(time).context(what)?;
+            match meeting.then {
+                Then::GoesOn => drop(other.finish(time).context(what)?),
+                _ => other.kill(time).context(what)?,
             }
         }
     }
-
-    fn go_on(&mut self) -> io::Result<()> {
-        self.go.write_all(&[HERE])
+    // What the second has saved while the first was there; from now on it may be alone.
+    second.hear(Duration::ZERO).context(what)?;
+    let meanwhile = meanwhile.unwrap_or(second.acks);
+    // One that waited for the other goes on; it may have been told of fewer ops.
+    for run in [&mut first, &mut second] {
+        run.hear(time).and_then(|_| run.finish(time)).context(what)?;
     }
-}
-
-fn say(mut to: &PipeWriter, byte: u8) {
-    // Whoever is not heard is taken for one that hangs.
-    let _ = to.write_all(&[byte]);
+    let acks = first.acks;
+    let (first, second) = (first.ending(time)?, second.ending(time)?);
+    let dead = if now_second { &first.dead } else { &second.dead };
+    let succeeded = match meeting.then {
+        Then::IsSucceeded => dead.iter().copied().map(Pid::from_raw).collect(),
+        _ => Vec::new(),
+    };
+    let lines = [&first.lines[..], &second.lines].concat();
+    let second = Some(Second { acks: meanwhile, exit: second.exit });
+    Ok(Played { second, first, acks, lines, succeeded })
 }
 
 /// Two processes of a built-in strategy.
@@ -226,105 +200,45 @@ struct OfBuiltIn<'a> {
     keep: Option<PathBuf>,
 }
 
-/// Lets the first wait before an op.
-struct Waits<'a> {
-    before: usize,
-    hears: PipeReader,
-    says: &'a PipeWriter,
-}
-
-impl Observer for Waits<'_> {
-    fn between(&mut self, ops: usize) -> Result<()> {
-        if ops == self.before {
-            self.before = usize::MAX;
-            say(self.says, HERE);
-            self.hears.read_exact(&mut [0]).context("wait for another process")?;
-        }
-        Ok(())
+/// A run of a strategy by turns; `save` says whether it has saved.
+fn strategy_by_turns(turns: &mut Turns, save: impl FnOnce(&mut Turns) -> Result<bool>) -> Ending {
+    match turns.begin() {
+        Ok(true) => {}
+        Ok(false) => return Ending::of(Exit::Killed),
+        Err(error) => return Ending::failed(&error),
     }
-
-    fn acked(&mut self) -> Result<()> {
-        say(self.says, ACK);
-        Ok(())
-    }
-}
-
-impl OfBuiltIn<'_> {
-    /// Forks both; none of them may hold what the other locks in its memory.
-    fn both(&self, before: u32) -> io::Result<(Child, Child)> {
-        let (subject, directory) = (self.subject, &self.slot.directory);
-        let second = Child::fork(|mut hears, says| {
-            let saved = hears.read_exact(&mut [0]).and_then(|()| {
-                let (strategy, mut disk) = (subject.strategy, Disk::default());
-                let mut ack = |_| say(&says, ACK);
-                strategy
-                    .start(&mut disk, directory)
-                    .and_then(|()| strategy.save(&mut disk, directory, subject.next(), &mut ack))
-            });
-            say(&says, END);
-            saved.is_ok()
-        })?;
-        let first = Child::fork(|hears, says| {
-            let before = usize::try_from(before).unwrap_or(usize::MAX);
-            let mut waits = Waits { before, hears, says: &says };
-            let saved = builtin_recorder::save(subject, directory, &mut waits);
-            say(&says, END);
-            saved.is_ok()
-        })?;
-        Ok((first, second))
-    }
-
-    fn succeed(&self, dead: Pid) -> io::Result<()> {
-        let state = Path::new(self.subject.strategy.state_file());
-        succeed(&self.slot.directory, &[dead], &|path| path == state)
-    }
-
-    fn processes(&self, meeting: Meeting) -> io::Result<(Option<Second>, Exit, u64)> {
-        let (mut first, mut second) = self.both(meeting.before)?;
-        if first.hear(PATIENCE)? != Some(HERE) {
-            end(second.pid)?;
-            return Ok((None, reap(first.pid)?, first.acks));
-        }
-        second.go_on()?;
-        let mut waits = second.hear(WAITS)?.is_none();
-        let mut meanwhile = second.acks;
-        let exit = match meeting.then {
-            Then::IsKilled | Then::IsSucceeded => {
-                end(first.pid)?;
-                if meeting.then == Then::IsSucceeded {
-                    self.succeed(first.pid)?;
-                }
-                Exit::Killed
-            }
-            Then::GoesOn => {
-                first.go_on()?;
-                first.hear(PATIENCE)?;
-                reap(first.pid)?
-            }
-        };
-        if waits && meeting.then == Then::GoesOn {
-            // What it has saved while the first was there; from now on it is alone.
-            waits = second.hear(Duration::ZERO)?.is_none();
-            meanwhile = second.acks;
-        }
-        let gives_up = waits && second.hear(PATIENCE)?.is_none();
-        let ended = match gives_up {
-            true => end(second.pid).map(|_| Exit::TimedOut)?,
-            false => reap(second.pid)?,
-        };
-        Ok((Some(Second { acks: meanwhile, exit: ended }), exit, first.acks))
+    let saved = save(turns);
+    match turns.dead.take() {
+        Some(dead) => Ending { dead, ..Ending::of(Exit::Killed) },
+        None => Ending::of(Exit::Status(i32::from(!saved.unwrap_or(false)))),
     }
 }
 
 impl Meets for OfBuiltIn<'_> {
-    fn meet(&mut self, meeting: Meeting) -> Result<Met> {
+    fn meet(&mut self, meeting: &Meeting) -> Result<Met> {
         let (subject, directory) = (self.subject, self.slot.directory.clone());
         let file = directory.join(subject.strategy.state_file());
         lab::remove_tree(&directory)
             .and_then(|()| fs::create_dir_all(&directory))
             .and_then(|()| fs::write(file, subject.first_content()))
             .context(format_args!("make {}", directory.display()))?;
-        let (second, exit, acks) = self.processes(meeting).context("have two processes meet")?;
+        // Both are forked first: neither may hold what the other locks in its memory.
+        let second = Run::fork(|turns| {
+            strategy_by_turns(turns, |turns| {
+                Ok(builtin_recorder::save_next(subject, &directory, turns)?.1)
+            })
+        });
+        let first = Run::fork(|turns| {
+            strategy_by_turns(turns, |turns| {
+                builtin_recorder::save(subject, &directory, turns).map(|_| true)
+            })
+        });
+        let what = "have two processes meet";
+        let (first, second) = (first.context(what)?, second.context(what)?);
+        let played = play(meeting, first, second, PATIENCE)?;
+        let state = Path::new(subject.strategy.state_file());
+        succeed(&directory, &played.succeeded, &|path| path == state)
+            .context("give the number of one to another")?;
         let survivor = self.slot.bytes(subject).context("read what is left")?;
         if let Some(keep) = self.keep.take() {
             lab::copy_tree(&directory, &keep)
@@ -337,7 +251,8 @@ impl Meets for OfBuiltIn<'_> {
         };
         let recovery = self.slot.recover(subject).context("read what is left")?;
         let recovery = Recovery { loaded, ..recovery };
-        Ok(Met { second, exit, acks, survivor, checks: Vec::new(), recovery })
+        let (exit, acks) = (played.first.exit, played.acks);
+        Ok(Met { second: played.second, exit, acks, survivor, checks: Vec::new(), recovery })
     }
 
     fn keep_in(&mut self, directory: PathBuf) {
@@ -348,99 +263,104 @@ impl Meets for OfBuiltIn<'_> {
 /// Two processes of a program.
 struct OfCommand<'a> {
     first: CommandInjector<'a>,
-    second: Command,
-    room: PathBuf,
-    /// How long the second may take: a run takes as long as it takes.
-    patience: Duration,
+    second: Runner,
 }
 
-/// Runs the second when the first is before an op.
-struct Comes<'a> {
-    meeting: Meeting,
-    second: &'a mut Runner,
-    met: Option<Second>,
-    acks: u64,
-    /// The processes of the first.
-    dead: Vec<Pid>,
-    /// How long the second may take.
-    patience: Duration,
+/// The numbers that the programs of a meeting have for themselves, where they can be given: so far from each other
+/// that what they start lies between, and of another rest in most divisions.
+const PIDS: [i32; 2] = [1000, 2017];
+
+/// The command of the second process: a program that is told so can save something else.
+fn second_of(command: &Command) -> Command {
+    let mut second = command.clone();
+    second.env.insert(PROCESS, "2".to_owned());
+    second
 }
 
-/// What the first is told that is to die.
-const DIES: &str = "it is killed here";
+/// What a program is told of which of two processes it is: 1 or 2.
+pub const PROCESS: &str = "CRASHTEST_PROCESS";
 
-impl Observer for Comes<'_> {
-    fn between(&mut self, ops: usize) -> Result<()> {
-        if ops != self.meeting.before as usize || self.met.is_some() {
-            return Ok(());
-        }
-        let first = process::descendants().context("look for the first process")?;
-        // By the numbers that they have for themselves.
-        self.dead = first.into_iter().filter_map(|pid| process::pid_inside(pid).ok()).collect();
-        let child = self.second.start().context("start the second process")?;
-        let mut ended = None;
-        let until = Instant::now() + self.patience;
-        while Instant::now() < until {
-            ended = wait_at_most(child, LOOK_EVERY).context("wait for the second process")?;
-            self.second.output.drain().context("read what the second process prints")?;
-            if ended.is_some() || signals::ends() {
-                break;
-            }
-        }
-        if ended.is_none() {
-            // It waits for the first, which waits here: it gives up.
-            end(child).context("end the second process")?;
-        }
-        self.second.started()?;
-        self.met = Some(Second { acks: self.second.output.acks(), exit: exit_of(ended) });
-        match self.meeting.then {
-            Then::GoesOn => Ok(()),
-            Then::IsKilled | Then::IsSucceeded => Err(Error::internal(DIES)),
-        }
-    }
+/// Whether a second process of a program saves what the first does when it is alone: then a mixture of the two
+/// can't be seen.
+pub fn second_saves_the_same(
+    learned: &Learned,
+    prepared: &Prepared,
+    room: &Path,
+) -> Result<Option<bool>> {
+    let mut second = Runner::new(&second_of(&learned.command), room)?;
+    second.reset()?;
+    number_from(&second, PIDS[1]);
+    let ran = second.plain(None, learned.timeout)?;
+    let left = second.survivor(&learned.state)?;
+    let Some(last) =
+        prepared.history.versions.last().filter(|_| ran == Plain::Ended(Ended::Status(0)))
+    else {
+        return Ok(None);
+    };
+    let same = last.iter().all(|(file, reference)| {
+        matches!(left.files.get(file), Some(Content::Bytes(bytes)) if *bytes == reference.bytes)
+    });
+    Ok(Some(same))
+}
 
-    fn acked(&mut self) -> Result<()> {
-        self.acks += 1;
-        Ok(())
+/// Gives the next process that the program starts this number, where that can be done.
+fn number_from(runner: &Runner, pid: i32) {
+    if let Some(sandbox) = runner.sandbox() {
+        // Without it the numbers are other ones in each trial.
+        let _ = sandbox.number_from(pid);
     }
 }
 
-/// The least that a second program may take.
-const PROGRAM_WAITS: Duration = Duration::from_secs(3);
+fn program_by_turns(turns: &mut Turns, runner: &mut Runner, pid: i32, serves: bool) -> Ending {
+    match turns.begin() {
+        Ok(true) => {}
+        Ok(false) => return Ending::of(Exit::Killed),
+        Err(error) => return Ending::failed(&error),
+    }
+    number_from(runner, pid);
+    // It waits while the other goes on.
+    let timeout = runner.limits().timeout() * 3;
+    let observed = runner.observe(turns, timeout);
+    let lines = runner.output.kept_acks().to_vec();
+    let exit = match (turns.dead.take(), observed) {
+        (Some(dead), _) => return Ending { dead, lines, ..Ending::of(Exit::Killed) },
+        (None, Err(error)) => return Ending::failed(&error),
+        (None, Ok((_, How::Ended(Ended::Status(status))))) => Exit::Status(status),
+        (None, Ok((_, How::Ended(Ended::Signal(signal))))) => Exit::Signal(signal),
+        (None, Ok((_, How::TooMany))) => Exit::TooManyProcesses,
+        // It would have gone on.
+        (None, Ok(_)) if serves => Exit::Killed,
+        (None, Ok(_)) => Exit::TimedOut,
+    };
+    Ending { lines, ..Ending::of(exit) }
+}
 
 impl Meets for OfCommand<'_> {
-    fn meet(&mut self, meeting: Meeting) -> Result<Met> {
+    fn meet(&mut self, meeting: &Meeting) -> Result<Met> {
         self.first.move_in()?;
-        let mut second = Runner::new(&self.second, &self.room)?;
-        second.output.reset().context("read what the program printed")?;
-        let mut comes = Comes {
-            meeting,
-            second: &mut second,
-            met: None,
-            acks: 0,
-            dead: Vec::new(),
-            patience: self.patience,
-        };
-        let exit = match self.first.observe(&mut comes) {
-            Ok((_, How::Ended(Ended::Status(status)))) => Exit::Status(status),
-            Ok((_, How::Ended(Ended::Signal(signal)))) => Exit::Signal(signal),
-            Ok((_, How::TooMany)) => Exit::TooManyProcesses,
-            // It would have gone on.
-            Ok(_) if self.first.serves() => Exit::Killed,
-            Ok(_) => Exit::TimedOut,
-            Err(error) if error.message == DIES => Exit::Killed,
-            Err(error) => return Err(error),
-        };
-        let (met, acks, dead) = (comes.met, comes.acks, comes.dead);
-        if meeting.then == Then::IsSucceeded && exit == Exit::Killed && !self.first.occupy(&dead) {
-            succeed(self.first.root(), &dead, &|path| self.first.is_state(path))
-                .context("give the number of the first to another")?;
+        self.second.output.reset().context("read what the program printed")?;
+        let serves = self.first.serves();
+        let time = self.second.limits().timeout();
+        let (one, other) = (self.first.runner(), &mut self.second);
+        let first = Run::fork(|turns| program_by_turns(turns, one, PIDS[0], serves));
+        let second = Run::fork(|turns| program_by_turns(turns, other, PIDS[1], serves));
+        let what = "have two processes meet";
+        let played = play(meeting, first.context(what)?, second.context(what)?, time)?;
+        let dead = &played.succeeded;
+        if !dead.is_empty() && !self.first.occupy(dead) {
+            succeed(self.first.root(), dead, &|path| self.first.is_state(path))
+                .context("give the number of one to another")?;
         }
-        match self.first.look(acks)? {
+        let exit = match played.first.exit {
+            Exit::TimedOut if serves => Exit::Killed,
+            exit => exit,
+        };
+        match self.first.look_after(played.acks, &played.lines)? {
             Sight::Seen(survivor, checks, recovery) => {
                 // The second may have saved what no unbroken run does.
                 let recovery = Recovery { loaded: Loaded::Unknown, ..recovery };
-                Ok(Met { second: met, exit, acks, survivor, checks, recovery })
+                let (second, acks) = (played.second, played.acks);
+                Ok(Met { second, exit, acks, survivor, checks, recovery })
             }
             Sight::Unreadable(why) => Err(Error::internal(format!("cannot read the trial: {why}"))),
         }

@@ -18,6 +18,7 @@ pub mod at_rest;
 pub mod bot;
 pub mod builtin;
 pub mod builtin_recorder;
+pub mod by_turns;
 pub mod checks;
 pub mod command;
 pub mod decode;

@@ -16,7 +16,10 @@ use regex::bytes::Regex;
 use super::checks::quoted;
 use super::decode::{Asked, Scope, is_cache};
 use super::guard::{Guard, MORE_CALLS, Trespass};
+use super::meeting::PROCESS;
 use super::output::Output;
+use super::recorder::Recorder;
+use super::resident::{Observer, Watched};
 use super::survivors::{collect, is_whiteout};
 use super::tracer::{Bounds, How, Ran, Tracer, Unfollowed, Watcher};
 use crate::armed::{Action, Follows};
@@ -24,13 +27,14 @@ use crate::command_line;
 use crate::error::{Context, Error, Result};
 use crate::lab;
 use crate::model;
+use crate::op::Trace;
 use crate::os::enclosure;
 use crate::os::process::{self, Ended};
 use crate::os::ptrace::Stopped;
 use crate::os::sandbox::{self, Sandbox};
 use crate::os::seccomp::Filter;
 use crate::os::signals;
-use crate::os::spawn::{self, Pipes, Program, Trace, User};
+use crate::os::spawn::{self, Pipes, Program, Traced, User};
 use crate::outcome::{Content, Survivor};
 use crate::sandbox::let_through;
 use crate::state_files::StateFiles;
@@ -157,7 +161,7 @@ impl Runner {
         let child = start(
             &self.program,
             &mut self.output.pipes,
-            Trace::With(filter),
+            Traced::With(filter),
             self.sandbox.as_deref(),
         )
         .map_err(|error| cannot_trace(&error))?;
@@ -173,6 +177,26 @@ impl Runner {
         }
     }
 
+    /// Runs the program in the directory as it is, watched between its ops, for at most so long; how it ended.
+    pub fn observe(
+        &mut self,
+        observer: &mut dyn Observer,
+        timeout: Duration,
+    ) -> Result<(Trace, How)> {
+        let scope = self.scope.clone();
+        let counter = self.output.new_counter();
+        let recorder = Recorder::new(&scope, counter, self.limits.acks, self.limits.data_bytes);
+        let mut watched = Watched::new(recorder, observer);
+        let bound = Bound { timeout, grace: GRACE };
+        let ran = self.traced(&mut watched, Follows::All, bound)?;
+        if let Some(error) = watched.failed {
+            return Err(error);
+        }
+        let mut recorder = watched.recorder;
+        recorder.stores();
+        Ok((recorder.trace, ran.how))
+    }
+
     /// As [`Runner::plain`], but where there is a guard: it must see the calls that name a file.
     fn guarded(&mut self, timeout: Duration) -> Result<Plain> {
         let bound = Bound { timeout, grace: Duration::ZERO };
@@ -186,7 +210,7 @@ impl Runner {
     /// Starts the program in the directory as it is, without tracing.
     pub fn start(&mut self) -> io::Result<Pid> {
         let sandbox = self.sandbox.as_deref();
-        start(&self.program, &mut self.output.pipes, Trace::Not, sandbox)
+        start(&self.program, &mut self.output.pipes, Traced::Not, sandbox)
     }
 
     /// Runs the program without tracing; with `kill_after`, kills it then.
@@ -359,7 +383,7 @@ impl Runner {
 fn start(
     program: &Program,
     pipes: &mut Pipes,
-    trace: Trace<'_>,
+    trace: Traced<'_>,
     sandbox: Option<&Sandbox>,
 ) -> io::Result<Pid> {
     match sandbox {
@@ -419,7 +443,10 @@ fn program(command: &Command, root: &Path) -> Result<Program> {
     let mut all = vec![c_string(name.as_ref())?];
     for (n, argument) in arguments.iter().enumerate() {
         let file = file_here(&here, argument).filter(|_| script == Some(n + 1));
-        let filled = || OsString::from(argument.replace("{dir}", &directory));
+        let filled = || {
+            let filled = argument.replace("{dir}", &directory);
+            OsString::from(filled.replace("{process}", process_of(command)))
+        };
         all.push(c_string(&file.map_or_else(filled, PathBuf::into_os_string))?);
     }
     Ok(Program {
@@ -449,6 +476,11 @@ pub fn user_of(command: &Command) -> Result<Option<User>> {
     }
 }
 
+/// Which of two processes that save at once it is: `1` or `2`.
+fn process_of(command: &Command) -> &str {
+    command.env.get(PROCESS).unwrap_or("1")
+}
+
 /// The environment of a program: ours, with the trial directory as its home.
 #[must_use]
 pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString, OsString)> {
@@ -459,7 +491,7 @@ pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString
     let set: HashMap<OsString, OsString> = std::env::vars_os()
         .filter(|(name, _)| name != "OLDPWD")
         .chain(own)
-        .chain([("CRASHTEST_CWD".into(), here.into())])
+        .chain([("CRASHTEST_CWD".into(), here.into()), (PROCESS.into(), "1".into())])
         // Without a sandbox Python must not put compiled modules beside the user's.
         .chain(enclosure::refused().map(|_| ("PYTHONDONTWRITEBYTECODE".into(), "1".into())))
         .chain(user.map(|(variable, name)| (variable.into(), name.into())))

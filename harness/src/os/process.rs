@@ -372,7 +372,18 @@ fn numbers(text: &str) -> Vec<Pid> {
 
 /// The children of this process, and theirs, of whichever of their threads.
 pub fn descendants() -> io::Result<Vec<Pid>> {
-    let mut all = children()?;
+    children().map(with_theirs)
+}
+
+/// The children of another process, and theirs; none if it has ended.
+#[must_use]
+pub fn descendants_of(pid: Pid) -> Vec<Pid> {
+    let mut all = with_theirs(vec![pid]);
+    all.remove(0);
+    all
+}
+
+fn with_theirs(mut all: Vec<Pid>) -> Vec<Pid> {
     let mut next = 0;
     while let Some(pid) = all.get(next) {
         // One that has ended meanwhile has none any more.
@@ -383,5 +394,5 @@ pub fn descendants() -> io::Result<Vec<Pid>> {
         all.extend(found);
         next += 1;
     }
-    Ok(all)
+    all
 }

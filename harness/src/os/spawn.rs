@@ -147,7 +147,7 @@ impl Pipes {
 
 /// Whether and how a program is traced.
 #[derive(Clone, Copy)]
-pub enum Trace<'a> {
+pub enum Traced<'a> {
     /// It runs as it would without us.
     Not,
     /// It stops at the calls of this filter.
@@ -161,7 +161,7 @@ pub enum Trace<'a> {
 pub fn spawn(
     program: &Program,
     pipes: &mut Pipes,
-    trace: Trace<'_>,
+    trace: Traced<'_>,
     confine: impl FnOnce() -> nix::Result<()>,
 ) -> io::Result<Pid> {
     let parent = getpid();
@@ -190,7 +190,7 @@ pub fn spawn(
 fn start(
     program: &Program,
     pipes: &Pipes,
-    trace: Trace<'_>,
+    trace: Traced<'_>,
     parent: Pid,
     confine: impl FnOnce() -> nix::Result<()>,
     arguments: &[*const libc::c_char],
@@ -212,11 +212,11 @@ fn start(
         nix::unistd::chdir(program.directory.as_c_str())?;
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
         match trace {
-            Trace::With(filter) => {
+            Traced::With(filter) => {
                 nix::sys::ptrace::traceme()?;
                 filter.load()
             }
-            Trace::Not => Ok(()),
+            Traced::Not => Ok(()),
         }
     };
     if let Err(error) = prepare() {

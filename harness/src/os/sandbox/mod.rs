@@ -28,7 +28,7 @@ use nix::unistd::{Pid, chdir, getcwd, geteuid, getpid, pivot_root};
 
 use super::enclosure;
 use super::ipc;
-use super::process::{fork_child, fork_sleeper, wait_for};
+use super::process::{Ended, fork_child, fork_sleeper, wait_for};
 use crate::error::{Error, Result};
 use crate::lab;
 use crate::sandbox::{self, Plan, Step};
@@ -193,6 +193,19 @@ impl Sandbox {
     /// From now until it is renewed, lets other processes have these PIDs of processes that are dead.
     pub fn occupy(&self, pids: &[Pid]) {
         self.occupied.borrow_mut().extend(pids);
+    }
+
+    /// Gives the next process that begins in the sandbox this number, and those after it the next ones. Needs the
+    /// right to choose numbers (`CAP_CHECKPOINT_RESTORE`), which the owner of the namespace has.
+    pub fn number_from(&self, pid: i32) -> io::Result<()> {
+        // The kernel takes the namespace of the process that writes.
+        let write =
+            || std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).is_ok();
+        let writer = self.init.fork_inside(|| fork_child(|| i32::from(!write())))??;
+        match wait_for(writer)? {
+            Ended::Status(0) => Ok(()),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 
     /// Kills all its processes, and returns when they are gone. The caller must have waited for its own

@@ -1,6 +1,6 @@
 //! When a fault strikes: a pure function of the calls seen so far.
 
-use crate::errno::{self, Errno, Shown, Way};
+use crate::errno::{self, Errno, Keep, Shown, Way};
 use crate::fault::{DiskFull, Failing, Fault, Injection, Point, Repeat, Second, Strike, Struck};
 use crate::op::{ByteOffset, Call, Family};
 
@@ -38,6 +38,8 @@ struct Progress {
     since: u32,
     /// Whether the second part has struck.
     second: bool,
+    /// Whether a write after a short one has met a full disk.
+    full: bool,
 }
 
 /// What happens after a call that was cut.
@@ -254,8 +256,15 @@ fn fail(failing: &Failing, progress: &mut Progress, shown: &Shown) -> Action {
                 return action(way, shown);
             }
         }
-        let again = can && failing.repeat == Repeat::Sticky;
-        return if again { action(failing.way, shown) } else { Action::Pass };
+        let sticky = failing.repeat == Repeat::Sticky;
+        if failing.way == Way::ShortThenFull {
+            let full = shown.call.family() == failing.family
+                && errno::can(shown, Way::NotMade(Errno::Enospc))
+                && (sticky || !progress.full);
+            progress.full |= full;
+            return if full { Action::Fail(Errno::Enospc) } else { Action::Pass };
+        }
+        return if can && sticky { action(failing.way, shown) } else { Action::Pass };
     }
     progress.seen += u32::from(can);
     if !can || progress.seen != failing.nth {
@@ -279,13 +288,13 @@ fn action(way: Way, shown: &Shown) -> Action {
         Way::NotMade(errno) => Action::Fail(errno),
         Way::Made(errno) => Action::FailAfter(errno),
         Way::Short(keep) => Action::Cut { keep: keep.of(shown.length), then: Then::GoOn },
+        Way::ShortThenFull => action(Way::Short(Keep::Half), shown),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errno::Keep;
     use crate::fault::Nature;
     use crate::file_system::{Axis, FileSystem};
     use crate::op::OpIndex;
@@ -339,6 +348,22 @@ mod tests {
         assert_eq!(decide(&mut armed, Call::Write, 10), Action::Fail(Errno::Eio));
         assert_eq!(decide(&mut armed, Call::Open, 0), Action::Pass);
         assert_eq!(decide(&mut armed, Call::Writev, 10), Action::Fail(Errno::Eio));
+    }
+
+    #[test]
+    fn after_a_short_write_the_disk_is_full_once_or_from_then_on() {
+        for repeat in [Repeat::Once, Repeat::Sticky] {
+            let mut armed = failing(1, Way::ShortThenFull, repeat, None);
+            let half = Action::Cut { keep: 5, then: Then::GoOn };
+            assert_eq!(decide(&mut armed, Call::Write, 10), half);
+            assert_eq!(decide(&mut armed, Call::Fsync, 0), Action::Pass);
+            // One byte, too, finds no space.
+            assert_eq!(decide(&mut armed, Call::Write, 1), Action::Fail(Errno::Enospc));
+            let again = decide(&mut armed, Call::Pwrite, 5);
+            let stays = repeat == Repeat::Sticky;
+            assert_eq!(again == Action::Fail(Errno::Enospc), stays);
+            assert_eq!(again == Action::Pass, !stays);
+        }
     }
 
     #[test]

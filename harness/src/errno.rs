@@ -111,6 +111,9 @@ pub enum Way {
     Made(Errno),
     /// It is a write and takes some of its bytes only.
     Short(Keep),
+    /// It is a write and takes half of its bytes, which is all the space that there was: the next write returns
+    /// `ENOSPC`, and if that stays so, each after it.
+    ShortThenFull,
 }
 
 /// How much a short write takes.
@@ -145,6 +148,7 @@ impl Way {
             Self::NotMade(errno) | Self::Made(errno) => errno.lasts(),
             // A byte at a time, a save of a megabyte would take a million calls.
             Self::Short(keep) => keep == Keep::Half,
+            Self::ShortThenFull => true,
         }
     }
 
@@ -153,7 +157,7 @@ impl Way {
     pub fn errno(self) -> Option<Errno> {
         match self {
             Self::NotMade(errno) | Self::Made(errno) => Some(errno),
-            Self::Short(_) => None,
+            Self::Short(_) | Self::ShortThenFull => None,
         }
     }
 }
@@ -166,6 +170,7 @@ impl fmt::Display for Way {
             Self::Short(Keep::One) => f.write_str("a short write of 1 byte"),
             Self::Short(Keep::Half) => f.write_str("a short write of half its bytes"),
             Self::Short(Keep::AllButOne) => f.write_str("a short write of all but 1 byte"),
+            Self::ShortThenFull => f.write_str("a short write of half its bytes, then ENOSPC"),
         }
     }
 }
@@ -201,7 +206,7 @@ pub fn can(shown: &Shown, way: Way) -> bool {
     }
     match way {
         // How much a copy between files moves depends on its source: it may fall short by itself.
-        Way::Short(_) => shown.length > 1 && shown.call.is_write(),
+        Way::Short(_) | Way::ShortThenFull => shown.length > 1 && shown.call.is_write(),
         Way::NotMade(Errno::Eagain) => shown.nonblocking,
         // A file that is there takes no space to open.
         Way::NotMade(Errno::Enospc | Errno::Edquot) if shown.call == Call::Open => shown.creates,
@@ -213,7 +218,7 @@ pub fn can(shown: &Shown, way: Way) -> bool {
 #[must_use]
 pub fn ways(family: Family) -> &'static [Way] {
     use Errno::{Eagain, Edquot, Eintr, Eio, Emfile, Enospc, Eopnotsupp, Erofs};
-    use Way::{Made, NotMade, Short};
+    use Way::{Made, NotMade, Short, ShortThenFull};
     match family {
         Family::Open => {
             &[NotMade(Emfile), NotMade(Enospc), NotMade(Edquot), NotMade(Erofs), NotMade(Eio)]
@@ -227,6 +232,7 @@ pub fn ways(family: Family) -> &'static [Way] {
             Short(Keep::One),
             Short(Keep::Half),
             Short(Keep::AllButOne),
+            ShortThenFull,
         ],
         Family::Fsync | Family::Fdatasync | Family::Sync => &[
             NotMade(Eio),

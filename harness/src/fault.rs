@@ -308,7 +308,7 @@ impl Fault {
         match self {
             Self::Kill(strike) => strike.nature,
             Self::ShortWrite(_) => Nature::Forced,
-            Self::Errno(Failing { way: Way::Short(_), .. }) => Nature::Forced,
+            Self::Errno(Failing { way: Way::Short(_) | Way::ShortThenFull, .. }) => Nature::Forced,
             Self::KillAfter { .. }
             | Self::Errno(_)
             | Self::DiskFull(_)

@@ -18,6 +18,8 @@ pub struct Outcome {
     pub exit: Exit,
     /// How many acks the world saw.
     pub acks: u64,
+    /// How many of them had been given when the fault first struck; `None` if that is not known.
+    pub acks_before: Option<u64>,
     /// What each of them said, as a hash of the line; empty if that is not known.
     pub said: Vec<u64>,
     /// What the subject did from the first call that failed on; empty if nobody looked.
@@ -41,6 +43,7 @@ impl Outcome {
             injection,
             exit,
             acks: 0,
+            acks_before: None,
             said: Vec::new(),
             steps: Vec::new(),
             unsynced: InMemory::default(),

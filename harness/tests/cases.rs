@@ -288,3 +288,35 @@ fn a_lock_with_the_number_of_a_process_is_found_the_same_each_time() {
     let (_, again) = case(&options, "pid_lock", &["pid"]).unwrap();
     assert_eq!(first["tally"], again["tally"]);
 }
+
+#[test]
+fn a_short_write_before_a_full_disk_is_tried() {
+    let options = ["--scenario", "errno", "--ack", "^SAVED"];
+    let Some((status, row)) = case(&options, "short_then_full", &["{dir}"]) else { return };
+    assert!(status == 1 && violations(&row, "torn") > 0, "{row:#}");
+}
+
+#[test]
+fn what_was_acked_before_a_call_failed_is_no_silent_failure() {
+    for (program, kinds) in [
+        ("dirsync_before", &[][..]),
+        ("dirsync_none", &[]),
+        ("other_name", &[]),
+        ("other_name_sqlite", &[]),
+        ("swallowed_write", &["durable", "honest", "atomic"]),
+    ] {
+        let init = tempfile::tempdir().unwrap();
+        if program == "other_name" {
+            std::fs::write(init.path().join("state.json"), "{\"n\": 0}").unwrap();
+        }
+        let options = ["--scenario", "errno", "--promise", "durable,honest,atomic"];
+        let begins = ["--ack", "^saved", "--init", init.path().to_str().unwrap()];
+        let state: &[&str] =
+            if program.starts_with("other") { &["--state", "state.json"] } else { &[] };
+        let options = [&options[..], &begins, state].concat();
+        let Some((_, row)) = case(&options, program, &[]) else { return };
+        let broken = row["tally"]["broken"].as_object().unwrap();
+        let all = kinds.iter().all(|kind| broken.contains_key(*kind));
+        assert!(all && broken.len() == kinds.len(), "{program}: {row:#}");
+    }
+}

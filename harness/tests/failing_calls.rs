@@ -101,7 +101,7 @@ fn every_failure_reaches_the_program() {
         let count = told(&steps).len();
         match (&failing.way, failing.repeat) {
             _ if of_state => assert_eq!(count, 0, "{fault}: {steps:?}"),
-            (Way::Short(_), Repeat::Once) => {
+            (Way::Short(_) | Way::ShortThenFull, Repeat::Once) => {
                 assert!(told(&steps)[0].ends_with(&format!("short {result}")), "{fault}");
             }
             (Way::NotMade(errno) | Way::Made(errno), Repeat::Once) => {

@@ -140,7 +140,8 @@ impl<'a> CommandInjector<'a> {
             return Err(volume.too_small(&self.learned.command.argv.join(" "), &injection));
         }
         let unsynced = striker.unsynced(&survivor);
-        Ok(Struckdown { injection, exit, survivor, unsynced, steps: striker.steps() })
+        let (acks_before, steps) = (striker.acks_before, striker.steps());
+        Ok(Struckdown { injection, exit, acks_before, survivor, unsynced, steps })
     }
 
     /// Strikes it, and once more with all the time that there is if it does not end: on a busy machine what took
@@ -306,6 +307,7 @@ impl CommandInjector<'_> {
 struct Struckdown {
     injection: Injection,
     exit: Exit,
+    acks_before: Option<u64>,
     survivor: Survivor,
     unsynced: InMemory,
     steps: Vec<Step>,
@@ -384,6 +386,7 @@ impl CommandInjector<'_> {
                 Struckdown {
                     injection,
                     exit,
+                    acks_before: None,
                     survivor,
                     unsynced: InMemory::default(),
                     steps: Vec::new(),
@@ -391,7 +394,7 @@ impl CommandInjector<'_> {
             }
             _ => self.strike_again(fault)?,
         };
-        let Struckdown { injection, exit, survivor, unsynced, steps } = struckdown;
+        let Struckdown { injection, exit, acks_before, survivor, unsynced, steps } = struckdown;
         let (acks, said) = (self.runner.output.acks(), self.runner.output.said());
         self.runner.keep()?;
         if let Some(volume) = &self.volume {
@@ -408,6 +411,7 @@ impl CommandInjector<'_> {
             injection,
             exit,
             acks,
+            acks_before,
             said,
             steps,
             unsynced,

@@ -33,6 +33,8 @@ pub struct Striker<'a> {
     disk: Option<(&'a Volume, DiskFull)>,
     /// How far it was filled.
     pub filled: Filled,
+    /// How many acks had come when it struck, once it has.
+    pub acks_before: Option<u64>,
 }
 
 impl<'a> Striker<'a> {
@@ -62,6 +64,7 @@ impl<'a> Striker<'a> {
                 _ => None,
             },
             filled: Filled::ToThat,
+            acks_before: None,
         }
     }
 
@@ -181,6 +184,14 @@ impl Watcher for Striker<'_> {
             steps.push(Step::Said("(killed here)".to_owned()));
         }
         action
+    }
+
+    fn wants_acks(&self) -> bool {
+        self.acks_before.is_none() && self.armed.has_begun()
+    }
+
+    fn acked_before(&mut self, acks: u64) {
+        self.acks_before = Some(acks);
     }
 
     fn wants_results(&self) -> bool {

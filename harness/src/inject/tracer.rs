@@ -45,6 +45,12 @@ pub trait Watcher {
     fn done(&mut self, _done: Done<'_>) {}
     /// The program is about to print this.
     fn prints(&mut self, _bytes: &[u8]) {}
+    /// Whether the fault has struck for the first time, and it is wanted how many acks came before.
+    fn wants_acks(&self) -> bool {
+        false
+    }
+    /// So many acks came before.
+    fn acked_before(&mut self, _acks: u64) {}
     /// Something that can't be followed was met.
     fn unfollowed(&mut self, what: Unfollowed);
     /// Whether the run has shown enough.
@@ -359,6 +365,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             return stopped.resume(Run::On, 0);
         };
         let action = self.watcher.asked(&asked, &stopped);
+        self.count_acks();
         let (mut undo, mut answer) = (None, None);
         let then = match action {
             Action::Pass if !self.watcher.wants_results() => return stopped.resume(Run::On, 0),
@@ -407,6 +414,7 @@ impl<'a, W: Watcher> Tracer<'a, W> {
             stopped.set_result(answer)?;
         }
         self.watcher.done(Done { asked: *asked, result, thread: &stopped, arguments, action });
+        self.count_acks();
         match then {
             After::Kill => {
                 self.end(How::Struck);
@@ -423,6 +431,16 @@ impl<'a, W: Watcher> Tracer<'a, W> {
                 stopped.resume(Run::On, 0)?;
                 self.release();
                 Ok(())
+            }
+        }
+    }
+
+    /// Tells the watcher how many acks have come, if it wants to know that.
+    fn count_acks(&mut self) {
+        if self.watcher.wants_acks() {
+            match self.output.drain() {
+                Ok(()) => self.watcher.acked_before(self.output.acks()),
+                Err(error) => self.failed = Some(Error::internal(error.to_string())),
             }
         }
     }

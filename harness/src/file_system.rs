@@ -34,6 +34,9 @@ pub enum Axis {
     Inodes,
     /// What a quota allows, in blocks; on ext4 and btrfs.
     Quota,
+    /// Blocks, and those that are freed are taken at once by another process: who empties a file to write it again
+    /// may not get its space back.
+    Taken,
 }
 
 impl FileSystem {
@@ -66,7 +69,7 @@ impl FileSystem {
     #[must_use]
     pub fn axes(self) -> &'static [Axis] {
         match self {
-            Self::Tmpfs | Self::Ext4 => &[Axis::Space, Axis::Inodes],
+            Self::Tmpfs | Self::Ext4 => &[Axis::Space, Axis::Inodes, Axis::Taken],
             Self::Xfs | Self::Btrfs => &[Axis::Space],
         }
     }
@@ -75,7 +78,11 @@ impl FileSystem {
     #[must_use]
     pub fn can_run_out(self, axis: Axis) -> bool {
         let quotas = matches!(self, Self::Ext4 | Self::Btrfs);
-        self.axes().contains(&axis) || (axis == Axis::Quota && quotas)
+        match axis {
+            Axis::Space | Axis::Taken => true,
+            Axis::Inodes => self.axes().contains(&axis),
+            Axis::Quota => quotas,
+        }
     }
 }
 
@@ -87,6 +94,7 @@ impl Axis {
             Self::Space => "blocks",
             Self::Inodes => "inodes",
             Self::Quota => "blocks of quota",
+            Self::Taken => "blocks (freed ones taken)",
         }
     }
 }

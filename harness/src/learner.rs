@@ -321,6 +321,7 @@ impl<'a> Learner<'a> {
             after_failure: AfterFailure::MayDiffer,
             begun: self.begun,
             starts_empty: BTreeSet::new(),
+            lengths: std::collections::BTreeMap::new(),
             loads: None,
         }
         .with_starts(&self.touched, &self.rewritten)

@@ -343,6 +343,14 @@ fn mismatch(outcome: &Outcome, history: &History, file: &Path) -> Option<Violati
         .collect();
     let json = history.is_json(file);
     let violation = describe::damage(&name, bytes, &versions, json);
+    let may_differ = is_told(outcome) && history.after_failure == AfterFailure::MayDiffer;
+    if !bytes.is_empty()
+        && !history.versions_are_known()
+        && history.is_cut_short(file, bytes.len(), may_differ)
+    {
+        let detail = format!("{name} is cut short at {} bytes", bytes.len());
+        return Some(Violation { kind: ViolationKind::Torn, detail });
+    }
     if is_told(outcome) && history.after_failure == AfterFailure::MayDiffer {
         return differs_for_certain(violation.kind, json, bytes).then_some(violation);
     }

@@ -133,7 +133,7 @@ impl Volume {
         let usage = self.usage()?;
         let there = match axis {
             Axis::Inodes => usage.files_free(),
-            Axis::Space | Axis::Quota => self.free_blocks().with_context(what)?,
+            Axis::Space | Axis::Taken | Axis::Quota => self.free_blocks().with_context(what)?,
         };
         if free >= there {
             return Ok(Filled::NotAtAll);
@@ -148,7 +148,7 @@ impl Volume {
             self.give_inodes(0)?;
         }
         match (self.kind, axis) {
-            (FileSystem::Tmpfs, Axis::Space) => {
+            (FileSystem::Tmpfs, Axis::Space | Axis::Taken) => {
                 let used = usage.blocks() - usage.blocks_free();
                 self.limit(&format!("nr_blocks={}", used + free))
             }
@@ -156,7 +156,7 @@ impl Volume {
                 let used = usage.files() - usage.files_free();
                 self.limit(&format!("nr_inodes={}", used + free))
             }
-            (_, Axis::Space) => self.take_blocks(free),
+            (_, Axis::Space | Axis::Taken) => self.take_blocks(free),
             (_, Axis::Inodes) => self.take_inodes(free),
             (_, Axis::Quota) => self.allow(Some(free)),
         }
@@ -286,6 +286,32 @@ impl Volume {
             let Some(path) = inodes.pop() else { break };
             fs::remove_file(path)?;
         }
+        Ok(())
+    }
+}
+
+/// Stands for another process on a full disk, which takes what is freed at once.
+#[derive(Debug)]
+pub struct Taker<'a> {
+    volume: &'a Volume,
+    /// How many blocks were free when it last looked.
+    free: u64,
+}
+
+impl<'a> Taker<'a> {
+    /// One on a disk as full as it is now.
+    pub fn on(volume: &'a Volume) -> io::Result<Self> {
+        Ok(Self { volume, free: volume.free_blocks()? })
+    }
+
+    /// Takes what was freed since it last looked.
+    pub fn take(&mut self) -> io::Result<()> {
+        let now = self.volume.free_blocks()?;
+        if now > self.free {
+            let usage = statvfs(&self.volume.root)?;
+            return self.volume.leave(Axis::Taken, self.free, &usage);
+        }
+        self.free = now;
         Ok(())
     }
 }

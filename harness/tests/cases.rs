@@ -320,3 +320,23 @@ fn what_was_acked_before_a_call_failed_is_no_silent_failure() {
         assert!(all && broken.len() == kinds.len(), "{program}: {row:#}");
     }
 }
+
+#[test]
+fn what_another_takes_of_a_full_disk_is_missing_to_a_small_state_that_is_emptied_first() {
+    let init = tempfile::tempdir().unwrap();
+    let state = format!("{{\"n\": 9, \"pad\": \"{}\"}}", "x".repeat(100));
+    std::fs::write(init.path().join("s.json"), state).unwrap();
+    let begins = ["--init", init.path().to_str().unwrap(), "--ack", "^saved"];
+    let options = [&["--scenario", "enospc"][..], &begins].concat();
+    let Some((status, row)) = case(&options, "in_place_small", &[]) else { return };
+    assert!(status == 1 && violations(&row, "empty") > 0, "{row:#}");
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_told_by_its_length() {
+    let options = ["--scenario", "enospc", "--ack", "^SAVED"];
+    let Some((status, row)) = case(&options, "rnd_inplace", &["{dir}"]) else { return };
+    assert!(status == 1 && violations(&row, "torn") > 1, "{row:#}");
+    let unjudged = row["tally"]["inconclusive"]["not-comparable"].as_u64();
+    assert_eq!(unjudged.unwrap_or(0), 0, "{row:#}");
+}

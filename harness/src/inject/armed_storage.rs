@@ -1,6 +1,7 @@
 //! The storage of a built-in strategy in a trial: strikes at the calls that go through it, and
 //! writes down what the strategy does once something has failed.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{self, PipeWriter, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::os::process::kill_self;
 use crate::outcome::Step;
 use crate::steps::{self, Steps};
 use crate::unsynced::{About, Made, Unsynced};
+use crate::volume::Taker;
 
 /// What a child says through its pipe, a byte each.
 pub const ACK: u8 = b'A';
@@ -35,6 +37,8 @@ pub struct Account {
     pub injection: Injection,
     /// What the strategy did from then on.
     pub steps: Vec<Step>,
+    /// How many acks it had given before.
+    pub acks_before: Option<u64>,
     /// The state files that a failed fsync has left in memory only, and how many bytes at the beginning
     /// of each are on disk.
     pub unsynced: Vec<(PathBuf, usize)>,
@@ -49,6 +53,11 @@ pub struct ArmedStorage<'a> {
     tell: &'a PipeWriter,
     /// What is written down, of a fault that the strategy is told of.
     notes: Option<Notes>,
+    /// Takes what is freed on a full disk, if that is asked for.
+    taker: Option<Taker<'a>>,
+    /// How many acks were given, now and when the fault first struck.
+    acks: &'a Cell<u64>,
+    acks_before: Option<u64>,
 }
 
 /// What a child writes down.
@@ -63,8 +72,16 @@ struct Notes {
 impl<'a> ArmedStorage<'a> {
     /// Arms `fault`; what there is to say goes to `tell`.
     #[must_use]
-    pub fn new(fault: &Fault, tell: &'a PipeWriter) -> Self {
+    pub fn new(
+        fault: &Fault,
+        tell: &'a PipeWriter,
+        taker: Option<Taker<'a>>,
+        acks: &'a Cell<u64>,
+    ) -> Self {
         Self {
+            taker,
+            acks,
+            acks_before: None,
             disk: Disk::default(),
             armed: Armed::new(fault),
             tell,
@@ -114,6 +131,12 @@ impl<'a> ArmedStorage<'a> {
                 Err(error) => -i64::from(error.raw_os_error().unwrap_or(libc::EIO)),
             };
             self.armed.returned(&shown, result, || steps::shown_path(&effect));
+            if let Some(taker) = &mut self.taker {
+                taker.take()?;
+            }
+            if self.armed.has_begun() {
+                self.acks_before.get_or_insert(self.acks.get());
+            }
             if self.armed.has_begun() {
                 let what = steps::call(shown.call, &effect, shown.length);
                 notes.steps.called(what, Some(result), action != Action::Pass);
@@ -162,6 +185,7 @@ impl<'a> ArmedStorage<'a> {
             unsynced: unsynced.map(|path| (PathBuf::from(path), synced(path))).collect(),
             names: files.into_iter().filter(is_name_lost).map(PathBuf::from).collect(),
             injection: self.armed.injection(),
+            acks_before: self.acks_before,
             steps: notes.steps.finish(),
         };
         // A child that can't speak is a child whose trial says nothing.

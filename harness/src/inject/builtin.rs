@@ -74,7 +74,14 @@ impl<'a> BuiltInInjector<'a> {
                 })
                 .context(format_args!("make {}", slot.directory.display()))?;
         }
-        Ok(Self { subject, sites, slots, hand: Hand::start(subject)?, volume, keep: None })
+        Ok(Self {
+            subject,
+            sites,
+            slots,
+            hand: Hand::start(subject, volume.as_deref())?,
+            volume,
+            keep: None,
+        })
     }
 
     fn outcome(&mut self, index: usize, fault: &Fault, done: Done) -> Result<Outcome> {
@@ -96,6 +103,7 @@ impl<'a> BuiltInInjector<'a> {
             (path, self.subject.strategy.settled(bytes).to_vec())
         };
         let Done { exit, acks, account, struck } = done;
+        let acks_before = account.as_ref().and_then(|account| account.acks_before);
         let (injection, steps, unsynced) = match account {
             Some(account) => {
                 let bytes = account.unsynced.into_iter().map(on_disk).collect();
@@ -107,6 +115,7 @@ impl<'a> BuiltInInjector<'a> {
         };
         Ok(Outcome {
             acks,
+            acks_before,
             steps,
             unsynced,
             survivor,

@@ -121,6 +121,9 @@ impl<'a> CommandInjector<'a> {
         }
         let (follows, bound) = (striker.follows(), self.bound(fault));
         let ran = self.runner.traced(&mut striker, follows, bound)?;
+        if let Some(error) = striker.failed.take() {
+            return Err(error);
+        }
         let exit = match ran.how {
             How::Struck => Exit::Killed,
             How::Ended(Ended::Status(status)) => Exit::Status(status),

@@ -2,6 +2,7 @@
 //!
 //! The strategy does not know: see `armed_storage`.
 
+use std::cell::Cell;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::time::Instant;
 
@@ -12,9 +13,11 @@ use nix::unistd::{Pid, getpid};
 use super::armed_storage::{ACCOUNT, ACK, Account, ArmedStorage, HERE, tell_byte};
 use crate::error::{Context, Error, Result};
 use crate::fault::Fault;
+use crate::file_system::Axis;
 use crate::os::process::{Ended, die_with, fork_briefly, fork_child, wait_for};
 use crate::outcome::Exit;
 use crate::subject::BuiltIn;
+use crate::volume::{Taker, Volume};
 
 /// What is read at once of what a child has said.
 const PART_BYTES: usize = 256;
@@ -58,7 +61,7 @@ const REPLY_BYTES: usize = 32;
 
 impl Hand {
     /// Forks a hand that works in the current directory.
-    pub fn start(subject: &BuiltIn) -> Result<Self> {
+    pub fn start(subject: &BuiltIn, volume: Option<&Volume>) -> Result<Self> {
         let (orders, commands) = io::pipe().context("make a pipe")?;
         let (replies, answer) = io::pipe().context("make a pipe")?;
         let mut theirs = Some((orders, answer));
@@ -70,7 +73,9 @@ impl Hand {
                 return 1;
             }
             match theirs.take() {
-                Some((orders, answer)) => i32::from(serve(subject, orders, answer).is_err()),
+                Some((orders, answer)) => {
+                    i32::from(serve((subject, volume), orders, answer).is_err())
+                }
                 None => 1,
             }
         })
@@ -145,7 +150,11 @@ impl Drop for Hand {
 }
 
 /// The life of a hand.
-fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> io::Result<()> {
+fn serve(
+    of: (&BuiltIn, Option<&Volume>),
+    mut orders: PipeReader,
+    mut answer: PipeWriter,
+) -> io::Result<()> {
     let (mut told, tell) = io::pipe()?;
     fcntl(&told, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let room = std::env::current_dir()?;
@@ -164,7 +173,7 @@ fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> i
         replies.extend([0; 8]);
         for (fault, slot) in faults.iter().zip(&slots) {
             std::env::set_current_dir(slot)?;
-            let (ended, timed) = one(subject, fault, &tell)?;
+            let (ended, timed) = one(of, fault, &tell)?;
             let told = listen(&mut told)?;
             let struck = told.struck || (timed && ended == Ended::Signal(libc::SIGKILL));
             Done::add_reply(&mut replies, ended, struck, &told);
@@ -176,9 +185,13 @@ fn serve(subject: &BuiltIn, mut orders: PipeReader, mut answer: PipeWriter) -> i
 }
 
 /// Forks one child and waits for its end; says whether it was killed by the clock.
-fn one(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> io::Result<(Ended, bool)> {
+fn one(
+    of: (&BuiltIn, Option<&Volume>),
+    fault: &Fault,
+    tell: &PipeWriter,
+) -> io::Result<(Ended, bool)> {
     let started = Instant::now();
-    let child = fork_briefly(|| save_all(subject, fault, tell))?;
+    let child = fork_briefly(|| save_all(of, fault, tell))?;
     let timed = if let Fault::KillAfter { delay_us } = fault {
         std::thread::sleep(delay_us.saturating_sub(started.elapsed()));
         // A child that has ended stays a zombie until it is waited for: this is its pid.
@@ -191,10 +204,23 @@ fn one(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> io::Result<(Ended
 }
 
 /// The body of the child.
-fn save_all(subject: &BuiltIn, fault: &Fault, tell: &PipeWriter) -> i32 {
-    let mut disk = ArmedStorage::new(fault, tell);
+fn save_all(
+    (subject, volume): (&BuiltIn, Option<&Volume>),
+    fault: &Fault,
+    tell: &PipeWriter,
+) -> i32 {
+    let taken = matches!(fault, Fault::DiskFull(full) if full.axis == Axis::Taken);
+    let taker = match volume.filter(|_| taken).map(Taker::on).transpose() {
+        Ok(taker) => taker,
+        Err(_) => return 1,
+    };
+    let acks = Cell::new(0);
+    let mut disk = ArmedStorage::new(fault, tell, taker, &acks);
     let strategy = subject.strategy;
-    let mut ack = |_| tell_byte(tell, ACK);
+    let mut ack = |_| {
+        acks.set(acks.get() + 1);
+        tell_byte(tell, ACK);
+    };
     let saved = strategy.start(&mut disk, HERE.as_ref()).and_then(|()| {
         subject
             .saved()

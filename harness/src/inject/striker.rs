@@ -9,14 +9,15 @@ use super::decode::{Asked, Detail, Scope};
 use super::output::AckCounter;
 use super::tracer::{Done, Unfollowed, Watcher};
 use crate::armed::{Action, Armed, Follows};
-use crate::error::Result;
+use crate::error::{Context, Error, Result};
 use crate::fault::{DiskFull, Fault, FaultKind, Injection};
+use crate::file_system::Axis;
 use crate::op::Effect;
 use crate::os::ptrace::Stopped;
 use crate::outcome::{InMemory, Step, Survivor};
 use crate::steps::{self, Steps};
 use crate::unsynced::{About, FileKey, Made, Unsynced};
-use crate::volume::{Filled, Volume};
+use crate::volume::{Filled, Taker, Volume};
 
 /// Strikes where it is armed.
 pub struct Striker<'a> {
@@ -31,6 +32,10 @@ pub struct Striker<'a> {
     until: Option<(AckCounter, u64)>,
     /// The disk that runs full, and how.
     disk: Option<(&'a Volume, DiskFull)>,
+    /// Takes what is freed on it, if that is asked for.
+    taker: Option<Taker<'a>>,
+    /// What went wrong with the disk.
+    pub failed: Option<Error>,
     /// How far it was filled.
     pub filled: Filled,
     /// How many acks had come when it struck, once it has.
@@ -63,6 +68,8 @@ impl<'a> Striker<'a> {
                 (Some(volume), Fault::DiskFull(full)) => Some((volume, full.clone())),
                 _ => None,
             },
+            taker: None,
+            failed: None,
             filled: Filled::ToThat,
             acks_before: None,
         }
@@ -170,6 +177,9 @@ impl Watcher for Striker<'_> {
         // Not earlier: a sandbox takes space of its own, and it is no part of the program.
         if let Some((volume, full)) = &self.disk {
             self.filled = volume.fill(full.axis, full.free)?;
+            if full.axis == Axis::Taken {
+                self.taker = Some(Taker::on(volume).context("ask how much space is free")?);
+            }
         }
         Ok(())
     }
@@ -206,6 +216,9 @@ impl Watcher for Striker<'_> {
         let asked = &done.asked;
         self.armed.returned(&asked.shown(), done.result, || steps::shown_path(&asked.effect));
         self.track(&done);
+        if let Some(taker) = &mut self.taker {
+            self.failed = taker.take().context("take the space that was freed").err();
+        }
         if self.armed.has_begun()
             && let Some(steps) = &mut self.steps
         {
@@ -228,7 +241,8 @@ impl Watcher for Striker<'_> {
     fn unfollowed(&mut self, _what: Unfollowed) {}
 
     fn enough(&self) -> bool {
-        self.until.as_ref().is_some_and(|(counter, acks)| counter.acks() >= *acks)
+        self.failed.is_some()
+            || self.until.as_ref().is_some_and(|(counter, acks)| counter.acks() >= *acks)
     }
 }
 

@@ -144,9 +144,12 @@ impl Sweep {
     /// Whether a step of a lane that was struck opens a lane below it.
     #[must_use]
     pub fn goes_deeper(&self, lane: u32) -> bool {
-        let lasting = |lane: &Lane| matches!(lane, Lane::Failing { repeat: Repeat::Sticky, .. });
-        self.depth == Depth::Two
-            && self.rows.get(lane as usize).is_some_and(|row| !lasting(&row.lane))
+        // One that lasts leaves nothing to fail; one that is two failures has its second.
+        let ends = |lane: &Lane| {
+            let Lane::Failing { repeat, way, .. } = lane else { return false };
+            *repeat == Repeat::Sticky || *way == Way::ShortThenFull
+        };
+        self.depth == Depth::Two && self.rows.get(lane as usize).is_some_and(|row| !ends(&row.lane))
     }
 
     /// Whether a lane waits until another one is struck.

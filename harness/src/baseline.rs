@@ -16,7 +16,7 @@ use crate::inject::recorder::{Hesitates, Recorder};
 use crate::inject::runner::{self, Bound, GRACE, Plain, Runner};
 use crate::inject::tracer::{How, Ran, Unfollowed};
 use crate::lab::Lab;
-use crate::loads_learned;
+use crate::loads_learned::{self, Whose};
 use crate::locate::locate;
 use crate::model::{Files, Node, NotModelled};
 use crate::op::Trace;
@@ -26,7 +26,8 @@ use crate::outcome::{Content, Survivor};
 use crate::outside_files;
 use crate::plan::{Planner, Sites};
 use crate::state_files::{KnownNames, StateFiles};
-use crate::state_found::choose_state;
+use crate::state_found::{choose_state, listed};
+use crate::store::{self, OwnLoad};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
 
 /// A trial may take this much longer than the unbroken run, and then some.
@@ -106,10 +107,15 @@ pub fn learn(
         }
         (Err(why), _) | (_, Err(why)) => return Err(unexplained(name, &first, &why)),
     };
-    let mut history = history;
+    let (mut history, mut own_load) = (history, None);
     // In these it is another state that is loaded, or more than the unbroken run saves.
     if !matches!(fault, FaultKind::AtRest | FaultKind::Concurrent | FaultKind::Parted) {
-        learn_loads(command, &mut rooms[1], [&first, &second], &mut history, &mut notes)?;
+        let runs = [&first, &second];
+        learn_loads(command, &mut rooms[1], runs, &mut history, &mut notes)?;
+        if command.recover.is_none() {
+            own_load =
+                learn_store(command, &mut rooms[1], runs, (&state, &mut history), &mut notes)?;
+        }
     }
     note_repeats(&history, &first, &second, &mut notes);
     if fault.is_told() && history.said.is_empty() && second.trace.acks.len() > 1 {
@@ -128,6 +134,7 @@ pub fn learn(
         serves: second.serves,
         outside: rooms[1].outside.clone(),
         before_first_save,
+        own_load,
         acked,
     };
     try_own_commands(name, &learned, &mut rooms[1])?;
@@ -389,8 +396,12 @@ fn learn_loads(
         return Ok(());
     }
     let runs = runs.map(|run| (&run.before, &run.trace));
-    match loads_learned::learn((text, command), runner, (runs, history), command.limits.timeout())?
-    {
+    match loads_learned::learn(
+        (text, Whose::Users, command),
+        runner,
+        (runs, history),
+        command.limits.timeout(),
+    )? {
         Ok(loads) => {
             notes.push(format!("judged by what --load prints: {} versions", loads.count()));
             history.loads = Some(Arc::new(loads));
@@ -398,6 +409,46 @@ fn learn_loads(
         Err(why) => notes.push(format!("--load: {why}")),
     }
     Ok(())
+}
+
+/// Learns the versions of a store that is known by what it holds, as a load prints them; the load, if one does.
+fn learn_store(
+    command: &Command,
+    runner: &mut Runner,
+    runs: [&Unbroken; 2],
+    (state, history): (&StateFiles, &mut History),
+    notes: &mut Vec<String>,
+) -> Result<Option<String>> {
+    let left = runs[1].after.files.iter().filter(|(path, _)| state.contains(path));
+    let left = left.map(|(path, content)| (path.clone(), content.clone())).collect();
+    let databases = store::databases(&left);
+    if databases.is_empty() || runs.iter().any(|run| run.longer.is_some()) {
+        return Ok(None);
+    }
+    let names = listed(databases.iter().map(|path| path.display().to_string()));
+    let followed = runs.map(|run| (&run.before, &run.trace));
+    let mut why = "neither sqlite3 nor python3 is in PATH";
+    for OwnLoad { needs, text } in store::loads(&databases) {
+        if !runner::is_in_path(needs) {
+            continue;
+        }
+        let (asked, timeout) = ((followed, &*history), command.limits.timeout());
+        match loads_learned::learn((&text, Whose::Stores, command), runner, asked, timeout)? {
+            Ok(loads) => {
+                let versions = loads.count();
+                notes.push(format!(
+                    "judged by the rows of {names}, as {needs} prints them: {versions} versions"
+                ));
+                history.loads = Some(Arc::new(loads));
+                return Ok(Some(text));
+            }
+            Err(reason) => why = reason,
+        }
+    }
+    notes.push(format!(
+        "{names}: a SQLite database, judged by its bytes ({why}); --load CMD says what is in it"
+    ));
+    Ok(None)
 }
 
 /// All that is known of a run that can't be followed: how it began and how it ended. There may be

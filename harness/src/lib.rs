@@ -56,6 +56,7 @@ pub mod shard;
 pub mod state_files;
 pub mod state_found;
 pub mod steps;
+pub mod store;
 pub mod suggest;
 pub mod sweep;
 pub mod tally;

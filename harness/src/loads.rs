@@ -139,7 +139,8 @@ impl Loads {
         let broken = |kind, what: &str, lost: bool| {
             let detail = format!("{what}, but {promise}");
             // A loss is silent; of damage it is said that all is saved.
-            let silent = told && (kind == ViolationKind::LostAck || all);
+            let silent =
+                told && (kind == ViolationKind::LostAck || all) && outcome.says_so_afterwards();
             let lost = lost && kind != ViolationKind::LostAck;
             let more = [(lost, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
             let more = more.into_iter().filter(|(so, _)| *so).map(|(_, kind)| kind);

@@ -38,10 +38,19 @@ struct All {
     between: Vec<(usize, Option<Vec<u8>>)>,
 }
 
+/// Who says how the state is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The user: the load must tell apart what has other bytes after an ack, or it is not believed.
+    Users,
+    /// It is known for such a store, of which bytes change where its contents do not.
+    Stores,
+}
+
 /// Learns the versions by a load from two unbroken runs, whose versions by bytes are those of `history`; the text says
 /// why there are none.
 pub fn learn(
-    (text, command): (&str, &Command),
+    (text, whose, command): (&str, Whose, &Command),
     runner: &mut Runner,
     (runs, history): ([Run<'_>; 2], &History),
     timeout: Duration,
@@ -65,7 +74,11 @@ pub fn learn(
         }
     }
     let [one, other] = &all[..] else { return Err(Error::internal("there are two runs")) };
-    Ok(compared(one, other, &changed(history))
+    let changed = match whose {
+        Whose::Users => changed(history),
+        Whose::Stores => Vec::new(),
+    };
+    Ok(compared(one, other, &changed)
         .ok_or("what it prints says nothing of what was saved; only its status counts"))
 }
 

@@ -225,7 +225,7 @@ fn unhindered(exit: Exit, acks: u64, survivor: &Survivor, history: &History) -> 
 /// failed, it has passed that over in silence.
 fn lost(outcome: &Outcome, owed: usize, what: &str) -> Vec<Violation> {
     let detail = format!("{what}, but {}", promise(outcome, owed));
-    let silent = is_told(outcome) && says_so_afterwards(outcome);
+    let silent = is_told(outcome) && outcome.says_so_afterwards();
     let silent =
         silent.then(|| Violation { kind: ViolationKind::SilentFailure, detail: detail.clone() });
     let lost = Violation { kind: ViolationKind::LostAck, detail };
@@ -242,7 +242,7 @@ fn damaged(
 ) -> Vec<Violation> {
     let detail = format!("{}, but {}", violation.detail, promise(outcome, owed));
     let gone = violation.kind == ViolationKind::Missing && owed > 0;
-    let silent = is_told(outcome) && all_promised(outcome, history) && says_so_afterwards(outcome);
+    let silent = is_told(outcome) && all_promised(outcome, history) && outcome.says_so_afterwards();
     let more = [(gone, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
     let more = more.into_iter().filter(|(so, _)| *so);
     let more = more.map(|(_, kind)| Violation { kind, detail: detail.clone() });
@@ -256,11 +256,6 @@ fn promise(outcome: &Outcome, owed: usize) -> String {
         (_, 1) => format!("1 ack promises version {owed}"),
         (_, acks) => format!("{acks} acks promise version {owed}"),
     }
-}
-
-/// Whether the subject has said that something is saved after the fault had struck: what it said before is no lie.
-fn says_so_afterwards(outcome: &Outcome) -> bool {
-    outcome.exit == Exit::Status(0) || outcome.acks > outcome.acks_before.unwrap_or(0)
 }
 
 /// Whether the subject has said that all is saved.
@@ -299,7 +294,7 @@ fn unsynced(
         );
         vec![Violation { kind: ViolationKind::Unsynced, detail }]
     // A name that was promised before was not durable then either: a loss of power shows that, without a failure.
-    } else if in_memory.names.contains(file) && promised && says_so_afterwards(outcome) {
+    } else if in_memory.names.contains(file) && promised && outcome.says_so_afterwards() {
         let what = format!(
             "the name of version {version} of {name} is in memory only: the fsync of its \
              directory failed"

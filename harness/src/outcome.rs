@@ -52,6 +52,13 @@ impl Outcome {
             recovery: Recovery::default(),
         }
     }
+
+    /// Whether the subject has said that something is saved after the fault had struck: what it said before is no
+    /// lie.
+    #[must_use]
+    pub fn says_so_afterwards(&self) -> bool {
+        self.exit == Exit::Status(0) || self.acks > self.acks_before.unwrap_or(0)
+    }
 }
 
 /// What a failed fsync has left in memory only; paths are relative to the trial directory.

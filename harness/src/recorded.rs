@@ -182,9 +182,7 @@ fn companions(prepared: &Prepared, trace: &Trace, state: &BTreeSet<&PathBuf>) ->
         Kind::BuiltIn(subject) => {
             return subject.strategy.companions().iter().map(PathBuf::from).collect();
         }
-        Kind::Command(learned) => {
-            learned.command.check.is_some() || learned.command.recover.is_some()
-        }
+        Kind::Command(learned) => learned.command.check.is_some() || learned.load().is_some(),
         Kind::Recorded(_) | Kind::Live(_) | Kind::Bot(_) => false,
     };
     if !asks {

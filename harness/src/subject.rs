@@ -297,6 +297,8 @@ pub struct Learned {
     pub outside: BTreeMap<PathBuf, Vec<u8>>,
     /// Whether `--check` and `--load` also hold before the first save.
     pub before_first_save: BeforeFirstSave,
+    /// A load that is known for such a store, where the user gave none.
+    pub own_load: Option<String>,
     /// The lines of the acks of its unbroken run, if a check may ask for them.
     pub acked: Vec<Vec<u8>>,
 }
@@ -308,6 +310,14 @@ pub struct BeforeFirstSave {
     pub check: bool,
     /// `--load` does.
     pub recover: bool,
+}
+
+impl Learned {
+    /// The shell command that loads the state, given or known.
+    #[must_use]
+    pub fn load(&self) -> Option<&str> {
+        self.command.recover.as_deref().or(self.own_load.as_deref())
+    }
 }
 
 impl Prepared {

@@ -82,9 +82,8 @@ impl<'a> CommandInjector<'a> {
             runner.output.keep_acks();
         }
         let root = runner.scope.root.clone();
-        let recover = command
-            .recover
-            .as_ref()
+        let recover = learned
+            .load()
             .map(|text| Shell::new(text, command, &root, runner.sandbox()))
             .transpose()?;
         let restore = command.restore.as_ref();
@@ -221,7 +220,8 @@ impl<'a> CommandInjector<'a> {
     fn recover(&mut self, survivor: &Survivor, acks: u64) -> Result<Recovery> {
         let early = self.before_first_save(survivor, acks);
         let Some(recover) = self.recover.as_ref() else { return Ok(Recovery::default()) };
-        if early && !self.learned.before_first_save.recover {
+        let own = self.learned.own_load.is_some();
+        if early && !own && !self.learned.before_first_save.recover {
             return Ok(Recovery::default());
         }
         let (said, printed) = recover.run_and_hear(self.learned.timeout)?;
@@ -234,6 +234,10 @@ impl<'a> CommandInjector<'a> {
             Said::No(why) => Load::Failed(format!("--load: {why}")),
             Said::Hung => Load::Hung,
         };
+        if own {
+            // Nothing is known of how the program itself goes on.
+            return Ok(Recovery { load, loaded, ..Recovery::default() });
+        }
         let next_save = self.saves_again()?;
         let after = self.runner.survivor(&self.learned.state)?;
         let leftovers =

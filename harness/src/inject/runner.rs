@@ -500,6 +500,12 @@ pub fn environment(command: &Command, root: &Path, here: &Path) -> Vec<(OsString
     set.into_iter().collect()
 }
 
+/// Whether there is a program of this name in `PATH`.
+#[must_use]
+pub fn is_in_path(name: &str) -> bool {
+    executable(Path::new("/"), name).is_ok()
+}
+
 /// The file to execute: a path from here, or a name in `PATH`.
 fn executable(here: &Path, name: &str) -> Result<PathBuf> {
     let runs = |path: &Path| {

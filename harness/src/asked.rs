@@ -26,6 +26,9 @@ pub struct Asked {
     pub seed: Seed,
     /// How many trials of each subject; none for a whole sweep.
     pub trials: Option<u64>,
+    /// Whether there are as many trials more as it takes to strike each op boundary once.
+    #[serde(default)]
+    pub every_boundary: bool,
     /// How far a sweep goes.
     pub reach: Reach,
     /// What a loss of power is derived for.

@@ -29,6 +29,7 @@ use crate::state_files::{KnownNames, StateFiles};
 use crate::state_found::{choose_state, listed};
 use crate::store::{self, OwnLoad};
 use crate::subject::{BeforeFirstSave, Command, Kind, Learned, Prepared};
+use crate::undistinguished;
 
 /// A trial may take this much longer than the unbroken run, and then some.
 const TRIAL_FACTOR: u32 = 10;
@@ -117,6 +118,9 @@ pub fn learn(
                 learn_store(command, &mut rooms[1], runs, (&state, &mut history), &mut notes)?;
         }
     }
+    let apart = undistinguished::acks(&history, &second.trace);
+    notes.extend(undistinguished::note(&apart, &history));
+    history.undistinguished = apart.into_keys().collect();
     note_repeats(&history, &first, &second, &mut notes);
     if fault.is_told() && history.said.is_empty() && second.trace.acks.len() > 1 {
         notes.push(

@@ -121,6 +121,9 @@ fn beginning(request: &Request) -> String {
         request.asked.seed.0,
         match request.asked.trials {
             _ if request.asked.fault.is_power() => String::new(),
+            _ if request.asked.every_boundary => {
+                ", a kill at each op boundary and at drawn bytes".to_owned()
+            }
             Some(trials) => format!(", {trials} trials of each"),
             None if request.asked.fault.is_swept() => ", a sweep of each".to_owned(),
             None => String::new(),

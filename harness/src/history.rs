@@ -12,10 +12,10 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 
 use crate::learner::Learner;
+use crate::lengths::Lengths;
 use crate::loads::Loads;
 use crate::model::{Files, NotModelled};
 use crate::op::Trace;
-use crate::plan::PAGE_BYTES;
 use crate::template::Template;
 
 /// The bytes of the state files at one moment; a file that was not there is not in it. Two moments share what
@@ -77,17 +77,13 @@ pub struct History {
     pub begun: BTreeSet<PathBuf>,
     /// The state files that may be there and empty as long as nothing was promised that is in them.
     pub starts_empty: BTreeSet<PathBuf>,
-    /// How long each state file is in any version, from the shortest to the longest, in bytes; only where every run
-    /// has the same lengths.
-    pub lengths: BTreeMap<PathBuf, (usize, usize)>,
+    /// How long each state file is in any version, where every run has the same lengths.
+    pub lengths: Lengths,
+    /// The numbers of acks that the judged files do not tell from the acks before: see [`crate::undistinguished`].
+    pub undistinguished: BTreeSet<u64>,
     /// The versions as the program's own load prints them, if that tells them apart.
     pub loads: Option<Arc<Loads>>,
 }
-
-/// How many bytes more or fewer the numbers in a small file may take from run to run.
-const DIGITS: usize = 32;
-/// How many lengths are compared at most, all versions of all files together.
-const LENGTHS_MAX: usize = 1_000_000;
 
 /// What a program saves when something has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +154,8 @@ impl History {
             after_failure: AfterFailure::Same,
             begun: BTreeSet::new(),
             starts_empty: BTreeSet::new(),
-            lengths: BTreeMap::new(),
+            lengths: Lengths::default(),
+            undistinguished: BTreeSet::new(),
             loads: None,
         }
     }
@@ -189,7 +186,8 @@ impl History {
             after_failure: AfterFailure::MayDiffer,
             begun: BTreeSet::new(),
             starts_empty: BTreeSet::new(),
-            lengths: BTreeMap::new(),
+            lengths: Lengths::default(),
+            undistinguished: BTreeSet::new(),
             loads: None,
         }
     }
@@ -224,15 +222,7 @@ impl History {
         if self.since != second.since {
             self.since.clear();
         }
-        let (mine, theirs) = (self.all_lengths(), second.all_lengths());
-        self.lengths = mine
-            .into_iter()
-            .filter(|(path, lengths)| theirs.get(path) == Some(lengths))
-            .filter_map(|(path, lengths)| {
-                let ends = (lengths.iter().min().copied()?, lengths.iter().max().copied()?);
-                Some((path.clone(), ends))
-            })
-            .collect();
+        self.lengths = Lengths::common(&self.versions, &second.versions);
         if self.versions.len() != second.versions.len() || self.owed != second.owed {
             self.repeats = Repeats::No;
             return;
@@ -269,29 +259,6 @@ impl History {
             }
             (mine_before, theirs_before) = (std::mem::replace(mine, confirmed.clone()), theirs);
         }
-    }
-
-    /// The lengths of each file, version by version.
-    fn all_lengths(&self) -> BTreeMap<&PathBuf, Vec<usize>> {
-        let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        if self.versions.iter().map(States::len).sum::<usize>() > LENGTHS_MAX {
-            return all;
-        }
-        for (path, reference) in self.versions.iter().flatten() {
-            all.entry(path).or_default().push(reference.bytes.len());
-        }
-        all
-    }
-
-    /// Whether a file of so many bytes is so much shorter than any version that it was cut: numbers in a state take
-    /// more or fewer digits from run to run, but an eighth of all bytes does not come and go with them, nor just what
-    /// is missing to the end of a page. Once something has failed, only where all versions have the same length.
-    #[must_use]
-    pub fn is_cut_short(&self, file: &Path, length: usize, may_differ: bool) -> bool {
-        let ends = self.lengths.get(file).filter(|(least, most)| !may_differ || least == most);
-        let pages = (length as u64).is_multiple_of(PAGE_BYTES);
-        let spare = |least: usize| if pages { DIGITS } else { DIGITS.max(least / 8) };
-        ends.is_some_and(|(least, _)| length + spare(*least) < *least)
     }
 
     /// How many acks count as given after so many that said this: up to the newest of the unbroken run's.
@@ -576,25 +543,5 @@ mod tests {
         assert_eq!(history.repeats, Repeats::InShape);
         assert!(history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":1}"));
         assert!(!history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":2}"));
-    }
-
-    #[test]
-    fn a_file_is_cut_short_where_it_lacks_more_than_digits_of_what_every_run_has() {
-        let file = Path::new("s");
-        let of = |lengths: [usize; 2], byte: u8| {
-            History::of_versions(file, lengths.map(|length| vec![byte; length]).to_vec())
-        };
-        let confirmed = |one: [usize; 2], other: [usize; 2]| {
-            let mut history = of(one, 1);
-            history.confirm(&of(other, 2));
-            history
-        };
-        let same = confirmed([9000, 9000], [9000, 9000]);
-        assert!(same.is_cut_short(file, 8192, false) && same.is_cut_short(file, 7000, true));
-        assert!(!same.is_cut_short(file, 8900, false) && !same.is_cut_short(file, 9000, false));
-        let grows = confirmed([8000, 9000], [8000, 9000]);
-        assert!(grows.is_cut_short(file, 6000, false) && !grows.is_cut_short(file, 6000, true));
-        assert!(!grows.is_cut_short(file, 8500, false));
-        assert!(!confirmed([9000, 9000], [9000, 9001]).is_cut_short(file, 10, false));
     }
 }

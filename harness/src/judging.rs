@@ -130,6 +130,7 @@ impl<'a> Judging<'a> {
             Asked::Nothing | Asked::Reacted(..) => Ok(()),
             Asked::NotYet => Err(Why::NotAsked),
         };
+        let durable = self.promises.contains(&Promise::Durable) && !self.has_check;
         let mut lost: Option<Known> = None;
         let mut counted = BTreeSet::new();
         for owing in &distinct.owing {
@@ -137,6 +138,14 @@ impl<'a> Judging<'a> {
             let reacted = reacted.map_or(&[][..], |reacted| &reacted.violations);
             let is_lost = distinct.version.is_some_and(|version| version < owing.owed);
             if distinct.version.is_some() && !is_lost && reacted.is_empty() {
+                let history = &self.recording.history;
+                let given = self.recording.given(owing.acks);
+                // The end promises what is there then.
+                let by_ack = given == owing.acks as u64;
+                if durable && by_ack && history.undistinguished.contains(&given) {
+                    self.tally.say_nothing(Why::NotComparable, owing.states);
+                    continue;
+                }
                 self.enter(&[], owing, Time(0));
                 continue;
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::history::{AfterFailure, History, Order, Reference, Repeats, States, is_json};
+use crate::lengths::Lengths;
 use crate::model::{Files, NotModelled};
 use crate::op::{Effect, Op, Trace};
 
@@ -321,7 +322,8 @@ impl<'a> Learner<'a> {
             after_failure: AfterFailure::MayDiffer,
             begun: self.begun,
             starts_empty: BTreeSet::new(),
-            lengths: std::collections::BTreeMap::new(),
+            lengths: Lengths::default(),
+            undistinguished: BTreeSet::new(),
             loads: None,
         }
         .with_starts(&self.touched, &self.rewritten)

@@ -40,6 +40,7 @@ pub mod exhaustive;
 pub mod history;
 pub mod judging;
 pub mod learner;
+pub mod lengths;
 pub mod listing;
 pub mod loads;
 mod loads_learned;
@@ -62,6 +63,7 @@ pub mod sweep;
 pub mod tally;
 pub mod template;
 pub mod tree;
+pub mod undistinguished;
 pub mod unsynced;
 
 pub mod audit;

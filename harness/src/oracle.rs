@@ -37,10 +37,13 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
         return Verdict::Inconclusive(why);
     }
     let owed = owed(outcome, history);
-    let (mut found, comparable) = match &history.loads {
+    let (mut found, mut comparable) = match &history.loads {
         Some(loads) => by_load(outcome, history, loads),
         None => state(outcome, history, owed),
     };
+    if promises.contains(&Promise::Durable) && is_undistinguished(outcome, history) {
+        comparable = Comparable::No;
+    }
     found.extend(outcome.checks.iter().filter_map(check));
     found.extend(recovery(outcome, history, owed));
     found.retain(|violation| promises.contains(&violation.kind.promise()));
@@ -58,6 +61,11 @@ pub fn judge(outcome: &Outcome, history: &History, promises: &BTreeSet<Promise>)
         }
         (true, Comparable::No | Comparable::Yes) => Verdict::Pass,
     }
+}
+
+/// Whether what was promised last can't be seen by the judged files; an end with status 0 promises what is there then.
+fn is_undistinguished(outcome: &Outcome, history: &History) -> bool {
+    outcome.exit != Exit::Status(0) && history.undistinguished.contains(&outcome.acks)
 }
 
 /// Whether a check of the user's has judged it.
@@ -341,7 +349,7 @@ fn mismatch(outcome: &Outcome, history: &History, file: &Path) -> Option<Violati
     let may_differ = is_told(outcome) && history.after_failure == AfterFailure::MayDiffer;
     if !bytes.is_empty()
         && !history.versions_are_known()
-        && history.is_cut_short(file, bytes.len(), may_differ)
+        && history.lengths.is_cut_short(file, bytes.len(), may_differ)
     {
         let detail = format!("{name} is cut short at {} bytes", bytes.len());
         return Some(Violation { kind: ViolationKind::Torn, detail });

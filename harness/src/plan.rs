@@ -161,6 +161,15 @@ impl Planner {
         }
     }
 
+    /// How many trials strike each op boundary once, where places are drawn.
+    #[must_use]
+    pub fn trials_of_every_boundary(&self) -> Option<u64> {
+        match self {
+            Self::Sampled(sampler) => Some(sampler.trials_of_every_boundary()),
+            Self::Swept(_) | Self::Listed(_) => None,
+        }
+    }
+
     /// Whether there is anywhere to strike.
     #[must_use]
     pub fn has_places(&self) -> bool {
@@ -248,6 +257,12 @@ impl Sampler {
         }
     }
 
+    /// Every second trial strikes inside a write, if there is anything inside.
+    fn trials_of_every_boundary(&self) -> u64 {
+        let boundaries = self.boundaries.len() as u64;
+        if self.places_inside() > 0 { 2 * boundaries } else { boundaries }
+    }
+
     fn places_inside(&self) -> u64 {
         self.inside.last().copied().unwrap_or(0)
     }
@@ -319,6 +334,23 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn no_boundary_is_left_out_by_that_many_trials() {
+        for (lengths, trials) in [(vec![0; 90], 180), (vec![5; 7], 28), (vec![], 0)] {
+            let sites = Sites::of_lengths(&lengths);
+            let sampler = Sampler::new(Seed(3), 0, FaultKind::Kill, Granularity::Byte, sites);
+            assert_eq!(sampler.trials_of_every_boundary(), trials);
+            let struck: BTreeSet<_> = (0..trials)
+                .filter_map(|n| match sampler.fault(n) {
+                    Some(Fault::Kill(Strike { op, point: Point::Before, .. })) => Some((op, true)),
+                    Some(Fault::Kill(Strike { op, point: Point::After, .. })) => Some((op, false)),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(struck.len(), 2 * lengths.len());
+        }
+    }
 
     #[test]
     fn a_trial_of_any_number_is_drawn() {

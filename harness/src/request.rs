@@ -97,6 +97,7 @@ pub fn request(options: &cli::Run) -> Result<Request> {
             None => new_seed()?,
         }),
         trials,
+        every_boundary: options.drawn.is_some() && options.trials.is_none() && fault.is_drawn(),
         scenario,
         promises,
     };

@@ -230,7 +230,11 @@ fn plan(request: &Request, prepared: &[Prepared], exhausted: Vec<Option<Exhauste
     {
         let trials = match &prepared.planner {
             Planner::Listed(listed) => Some(listed.faults.len() as u64),
-            Planner::Sampled(_) => Some(request.asked.trials.unwrap_or(1)),
+            Planner::Sampled(_) => {
+                let every = prepared.planner.trials_of_every_boundary();
+                let every = every.filter(|_| request.asked.every_boundary).unwrap_or(0);
+                Some(request.asked.trials.unwrap_or(1).max(every))
+            }
             Planner::Swept(_) => None,
         };
         plan.subjects.push(PlannedSubject {
@@ -416,6 +420,7 @@ impl Request {
             fault: FaultKind::PowerCut,
             granularity: Granularity::Byte,
             seed: Seed(kept.seed),
+            every_boundary: false,
             trials: None,
             reach: kept.reach.clone(),
             power: scenario.power.clone(),

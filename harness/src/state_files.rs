@@ -68,7 +68,9 @@ pub fn choose(
     (owned(state), owned(companions))
 }
 
-fn says_companion(path: &Path) -> bool {
+/// Whether the name says that it is a backup, a log, a lock or the like.
+#[must_use]
+pub fn says_companion(path: &Path) -> bool {
     const ENDINGS: [&str; 9] =
         [".bak", ".tmp", ".temp", ".log", ".lock", ".pid", ".old", "~", ".pyc"];
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();

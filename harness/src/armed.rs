@@ -137,6 +137,12 @@ impl Armed {
         self.met.first.is_some()
     }
 
+    /// How many of its parts have struck.
+    #[must_use]
+    pub fn parts_struck(&self) -> u32 {
+        u32::from(self.met.first.is_some()) + u32::from(self.met.second.is_some())
+    }
+
     /// What was met, all in all.
     #[must_use]
     pub fn injection(&self) -> Injection {

@@ -18,7 +18,7 @@ pub struct Outcome {
     pub exit: Exit,
     /// How many acks the world saw.
     pub acks: u64,
-    /// How many of them had been given when the fault first struck; `None` if that is not known.
+    /// How many of them had been given when the last part of the fault struck; `None` if that is not known.
     pub acks_before: Option<u64>,
     /// What each of them said, as a hash of the line; empty if that is not known.
     pub said: Vec<u64>,

@@ -37,7 +37,7 @@ pub struct Account {
     pub injection: Injection,
     /// What the strategy did from then on.
     pub steps: Vec<Step>,
-    /// How many acks it had given before.
+    /// How many acks it had given before the last part of the fault.
     pub acks_before: Option<u64>,
     /// The state files that a failed fsync has left in memory only, and how many bytes at the beginning
     /// of each are on disk.
@@ -55,9 +55,9 @@ pub struct ArmedStorage<'a> {
     notes: Option<Notes>,
     /// Takes what is freed on a full disk, if that is asked for.
     taker: Option<Taker<'a>>,
-    /// How many acks were given, now and when the fault first struck.
+    /// How many acks were given: now, and when so many parts of the fault had struck.
     acks: &'a Cell<u64>,
-    acks_before: Option<u64>,
+    acks_before: Option<(u32, u64)>,
 }
 
 /// What a child writes down.
@@ -134,8 +134,9 @@ impl<'a> ArmedStorage<'a> {
             if let Some(taker) = &mut self.taker {
                 taker.take()?;
             }
-            if self.armed.has_begun() {
-                self.acks_before.get_or_insert(self.acks.get());
+            let parts = self.armed.parts_struck();
+            if parts > self.acks_before.map_or(0, |(parts, _)| parts) {
+                self.acks_before = Some((parts, self.acks.get()));
             }
             if self.armed.has_begun() {
                 let what = steps::call(shown.call, &effect, shown.length);
@@ -185,7 +186,7 @@ impl<'a> ArmedStorage<'a> {
             unsynced: unsynced.map(|path| (PathBuf::from(path), synced(path))).collect(),
             names: files.into_iter().filter(is_name_lost).map(PathBuf::from).collect(),
             injection: self.armed.injection(),
-            acks_before: self.acks_before,
+            acks_before: self.acks_before.map(|(_, acks)| acks),
             steps: notes.steps.finish(),
         };
         // A child that can't speak is a child whose trial says nothing.

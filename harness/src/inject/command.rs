@@ -142,7 +142,7 @@ impl<'a> CommandInjector<'a> {
             return Err(volume.too_small(&self.learned.command.argv.join(" "), &injection));
         }
         let unsynced = striker.unsynced(&survivor);
-        let (acks_before, steps) = (striker.acks_before, striker.steps());
+        let (acks_before, steps) = (striker.acks_before(), striker.steps());
         Ok(Struckdown { injection, exit, acks_before, survivor, unsynced, steps })
     }
 

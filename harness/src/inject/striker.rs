@@ -38,8 +38,8 @@ pub struct Striker<'a> {
     pub failed: Option<Error>,
     /// How far it was filled.
     pub filled: Filled,
-    /// How many acks had come when it struck, once it has.
-    pub acks_before: Option<u64>,
+    /// How many parts of it have struck, and how many acks had come before the last of them.
+    acks_before: Option<(u32, u64)>,
 }
 
 impl<'a> Striker<'a> {
@@ -93,6 +93,12 @@ impl<'a> Striker<'a> {
     #[must_use]
     pub fn injection(&self) -> Injection {
         self.armed.injection()
+    }
+
+    /// How many acks had come when the last part of the fault struck, if one has.
+    #[must_use]
+    pub fn acks_before(&self) -> Option<u64> {
+        self.acks_before.map(|(_, acks)| acks)
     }
 
     /// What the subject did.
@@ -197,11 +203,12 @@ impl Watcher for Striker<'_> {
     }
 
     fn wants_acks(&self) -> bool {
-        self.acks_before.is_none() && self.armed.has_begun()
+        let parts = self.armed.parts_struck();
+        parts > self.acks_before.map_or(0, |(parts, _)| parts)
     }
 
     fn acked_before(&mut self, acks: u64) {
-        self.acks_before = Some(acks);
+        self.acks_before = Some((self.armed.parts_struck(), acks));
     }
 
     fn wants_results(&self) -> bool {

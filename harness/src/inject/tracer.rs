@@ -45,7 +45,7 @@ pub trait Watcher {
     fn done(&mut self, _done: Done<'_>) {}
     /// The program is about to print this.
     fn prints(&mut self, _bytes: &[u8]) {}
-    /// Whether the fault has struck for the first time, and it is wanted how many acks came before.
+    /// Whether a part of the fault has struck, and it is wanted how many acks came before.
     fn wants_acks(&self) -> bool {
         false
     }

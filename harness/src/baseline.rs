@@ -118,6 +118,14 @@ pub fn learn(
                 learn_store(command, &mut rooms[1], runs, (&state, &mut history), &mut notes)?;
         }
     }
+    let tied = command.check.is_some() || history.loads.is_some();
+    if let Some([one, other]) = history.untied().filter(|_| !tied) {
+        let (one, other) = (one.display(), other.display());
+        notes.push(format!(
+            "{one} and {other} change in one acknowledged save, and each is judged by itself: that one is new and \
+             the other old is found by --check CMD, or by --load CMD"
+        ));
+    }
     let apart = undistinguished::acks(&history, &second.trace);
     notes.extend(undistinguished::note(&apart, &history));
     history.undistinguished = apart.into_keys().collect();

@@ -44,6 +44,35 @@ fn classify(bytes: &[u8], versions: &[&[u8]], json: bool) -> (ViolationKind, Str
     (ViolationKind::Alien, format!("holds {length} bytes that are no version"))
 }
 
+/// A message without what differs from one time to the next: `#` for each number, and for each word of 8 or more
+/// hexadecimal digits with a number among them.
+#[must_use]
+pub fn folded(text: &str) -> String {
+    let mut folded = String::new();
+    let word = |c: char| c.is_ascii_alphanumeric();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|c| word(c) != word(first)).unwrap_or(rest.len());
+        let (piece, after) = rest.split_at(end);
+        let digits = piece.bytes().any(|byte| byte.is_ascii_digit());
+        if piece.len() >= 8 && digits && piece.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            folded.push('#');
+        } else {
+            let mut in_number = false;
+            for c in piece.chars() {
+                if !c.is_ascii_digit() {
+                    folded.push(c);
+                } else if !in_number {
+                    folded.push('#');
+                }
+                in_number = c.is_ascii_digit();
+            }
+        }
+        rest = after;
+    }
+    folded
+}
+
 /// Finds two versions of which `bytes` are made, place by place.
 fn mixture(bytes: &[u8], versions: &[&[u8]]) -> Option<String> {
     // Neighbours are what a crash mixes; trying all pairs of many versions would be quadratic.
@@ -153,5 +182,13 @@ mod tests {
             violation.detail,
             "s is cut short: 9 of the 21 bytes of version 1, JSON error at line 1 column 9"
         );
+    }
+
+    #[test]
+    fn messages_are_the_same_but_for_numbers_and_hashes() {
+        assert_eq!(folded("pid 4711: byte 17 of v2"), "pid #: byte # of v#");
+        assert_eq!(folded("no object deadbeef01 in a"), "no object # in a");
+        assert_eq!(folded("faded defaced é"), "faded defaced é");
+        assert_ne!(folded("line 3: orders"), folded("line 3: cash"));
     }
 }

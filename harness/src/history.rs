@@ -261,6 +261,17 @@ impl History {
         }
     }
 
+    /// Two files that both change in one acknowledged save, if there are two: a state with one of them new and the
+    /// other old is a version of each.
+    #[must_use]
+    pub fn untied(&self) -> Option<[PathBuf; 2]> {
+        let state = |owed: usize| self.versions.get(owed);
+        self.owed.windows(2).find_map(|pair| {
+            let mut files = changed(state(pair[0])?, state(pair[1])?);
+            Some([files.next()?, files.next()?])
+        })
+    }
+
     /// How many acks count as given after so many that said this: up to the newest of the unbroken run's.
     #[must_use]
     pub fn acks_promised(&self, acks: u64, said: &[u64]) -> u64 {
@@ -543,5 +554,21 @@ mod tests {
         assert_eq!(history.repeats, Repeats::InShape);
         assert!(history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":1}"));
         assert!(!history.versions[1][Path::new("s")].fits(b"{\"at\":3,\"n\":2}"));
+    }
+
+    #[test]
+    fn two_files_of_one_save_are_not_tied() {
+        let states = |files: &[(&str, &str)]| -> States {
+            let reference = |text: &str| Arc::new(Reference { bytes: text.into(), template: None });
+            files.iter().map(|(path, text)| (PathBuf::from(path), reference(text))).collect()
+        };
+        let of = |last: &[(&str, &str)]| {
+            let mut history = History::of_versions(Path::new("a"), vec![Vec::new(), Vec::new()]);
+            history.versions = vec![states(&[("a", "0"), ("b", "0")]), states(last)];
+            history.untied()
+        };
+        assert_eq!(of(&[("a", "1"), ("b", "1")]), Some(["a", "b"].map(PathBuf::from)));
+        assert_eq!(of(&[("a", "1"), ("b", "0")]), None);
+        assert_eq!(of(&[("a", "0"), ("b", "0")]), None);
     }
 }

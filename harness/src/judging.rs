@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use crate::describe::folded;
 use crate::history::{History, States};
 use crate::oracle;
 use crate::outcome::{Load, Outcome, Recovery};
@@ -243,10 +244,23 @@ impl<'a> Judging<'a> {
         let known = self.usual.get(&first).filter(|_| self.explained > EXPLAINED_MAX);
         let cause = known.cloned().unwrap_or_else(explain);
         self.usual.insert(first, cause.clone());
+        let cause = format!("{cause} {}", self.apart(&violations[0]));
         let kinds = violations.iter().map(|violation| violation.kind).collect();
         let entry = self.causes.entry(cause.clone());
         entry.or_insert_with(|| Cause::new(outcome.clone())).offer(outcome, violations);
         Some((kinds, cause))
+    }
+
+    /// What tells a violation from others of the same cause: the message of a load or a check, and else the file.
+    fn apart(&self, violation: &Violation) -> String {
+        match violation.kind.promise() {
+            Promise::Checked | Promise::Recoverable => folded(&violation.detail),
+            _ => {
+                let files = self.recording.paths.iter().map(|path| path.display().to_string());
+                let mut named = files.filter(|file| violation.detail.starts_with(file));
+                named.next().unwrap_or_default()
+            }
+        }
     }
 
     /// The first moment at which the state breaks a promise: when the power goes, or when something

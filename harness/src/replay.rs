@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::cutter::{Cutter, Likeness};
+use crate::describe::folded;
 use crate::environment::Environment;
 use crate::error::{Context, Error, Result};
 use crate::fault::{Fault, FaultKind, Injection, PowerCut, PowerLoss};
@@ -279,13 +280,14 @@ fn likeness(outcome: &Outcome, history: &History, kept: &Kept, survivor: &Path) 
     }
 }
 
-/// Whether a verdict is the one that was kept. Temp files have other names each time, and a program that
-/// is not followed does something else.
+/// Whether a verdict is the one that was kept, but for numbers and hashes in its messages. Temp files have other names
+/// each time, and a program that is not followed does something else.
 fn same(verdict: &Verdict, kept: &Kept) -> bool {
     let Verdict::Violated(found) = verdict else { return false };
     let live = is_live(kept);
     let alike = |(one, other): (&Violation, &Violation)| {
-        one == other || (one.kind == other.kind && (live || one.kind == ViolationKind::Leftovers))
+        let says_the_same = || folded(&one.detail) == folded(&other.detail);
+        one.kind == other.kind && (live || one.kind == ViolationKind::Leftovers || says_the_same())
     };
     found.len() == kept.violations.len() && found.iter().zip(&kept.violations).all(alike)
 }

@@ -340,3 +340,32 @@ fn a_file_that_is_cut_short_is_told_by_its_length() {
     let unjudged = row["tally"]["inconclusive"]["not-comparable"].as_u64();
     assert_eq!(unjudged.unwrap_or(0), 0, "{row:#}");
 }
+
+#[test]
+fn two_files_of_one_save_are_told_of_where_nothing_ties_them() {
+    let told = |more: &[&str]| {
+        let options = [&["--trials", "40", "--ack", "^saved"], more].concat();
+        let (_, row) = case(&options, "pair", &[])?;
+        Some((
+            row["notes"].to_string().contains("cert.pem and key.pem change"),
+            failed(&row["tally"]),
+        ))
+    };
+    let Some(alone) = told(&[]) else { return };
+    assert_eq!(alone, (true, 0));
+    let (noted, broken) = told(&["--check", "cmp cert.pem key.pem"]).unwrap();
+    assert!(!noted && broken > 0, "{broken}");
+}
+
+#[test]
+fn a_database_is_judged_by_its_rows_with_no_option() {
+    for commits in ["1", "2", "3", "6"] {
+        let options = ["--scenario", "poweroff", "--profile", "ext4", "--ack", "^saved"];
+        let options = [&options[..], &["--promise", "durable", "--states-max", "300"]].concat();
+        let Some((status, row)) = case(&options, "sqlite_wal_normal", &[commits]) else { return };
+        let notes = row["notes"].to_string();
+        assert!(notes.contains("judged by the rows of a.db"), "{commits}: {notes}");
+        let cell = cell(&row, "ext4");
+        assert!(status == 1 && violations(cell, "lost-ack") > 0, "{commits}: {cell:#}");
+    }
+}

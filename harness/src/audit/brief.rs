@@ -40,7 +40,7 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
     let scenarios: Vec<_> = scenarios.collect();
     writeln!(
         text,
-        "{}: {} {} in {} trials and crash states of {}, seed {}",
+        "{}: {} {} in {}{} trials and crash states of {}, seed {}",
         audit.status.name(),
         audit.subject,
         match audit.status {
@@ -48,6 +48,10 @@ fn lines(audit: &Audit, text: &mut String) -> std::fmt::Result {
             Status::Warn if audit.risk.is_none() => format!("can't be judged by {files}"),
             Status::Warn => format!("saves {broken} with a risk"),
             Status::Pass => format!("kept {files}"),
+        },
+        match made.broken {
+            0 => String::new(),
+            broken => format!("{broken} of "),
         },
         made.trials,
         scenarios.join(", "),

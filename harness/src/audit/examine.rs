@@ -114,6 +114,7 @@ fn made(request: &Request, all: &[&Report]) -> Made {
         seed: request.asked.seed,
         command_line: request.command_line.clone(),
         trials: all.iter().flat_map(|r| &r.subjects).map(|row| row.tally.trials()).sum(),
+        broken: all.iter().flat_map(|r| &r.subjects).map(|row| row.tally.failed()).sum(),
         elapsed_ms: all.iter().map(|report| report.elapsed_ms).sum(),
     }
 }

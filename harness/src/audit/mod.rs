@@ -84,6 +84,9 @@ pub struct Made {
     pub command_line: Vec<String>,
     /// How many trials, states and images it took.
     pub trials: u64,
+    /// In how many of them a promise was broken.
+    #[serde(default)]
+    pub broken: u64,
     /// How long they took, in milliseconds.
     pub elapsed_ms: u64,
 }

@@ -19,7 +19,7 @@ use crate::power::survivor::CrashState;
 use crate::power::{Lowered, Time};
 use crate::state_files::StateFiles;
 use crate::subject::{Kind, Prepared};
-use crate::verdict::ViolationKind;
+use crate::verdict::{Verdict, ViolationKind};
 use xxhash_rust::xxh3::Xxh3;
 
 /// One subject's recording, ready to be looked at.
@@ -136,13 +136,39 @@ impl<'a> Recording<'a> {
             oracle::newest_match(content, &self.history, path).is_none_or(|found| found < owed)
         };
         let moment = Time(state.moment);
+        if self.history.loads.is_some() {
+            // What its files mean only the load can say; what was promised and is lost lies in some of them.
+            if kind != ViolationKind::LostAck {
+                return Explanation::of_load(moment.ops_begun(), kind);
+            }
+            let (paths, is_broken) = (&self.paths[..], None);
+            let json = false;
+            return Broken { lowered, paths, state, moment, kind, ended, json, is_broken }
+                .explain();
+        }
         let Some(wrong) = self.state().iter().find(is_wrong) else {
             return Explanation::of_whole(moment.ops_begun(), kind);
         };
         let paths = std::slice::from_ref(wrong);
-        Broken { lowered, paths, state, moment, kind, ended }.explain()
+        let promises = BTreeSet::from([kind.promise()]);
+        let profile = match &outcome.fault {
+            Fault::PowerLoss(loss) => loss.profile.as_str(),
+            _ => "",
+        };
+        let acks = lowered.acks_at(moment);
+        let is_broken = |state: &CrashState| {
+            let outcome = self.outcome(lowered, profile, state.clone(), acks);
+            matches!(oracle::judge(&outcome, &self.history, &promises), Verdict::Violated(_))
+        };
+        let small = outcome.survivor.size() <= REPAIRED_BYTES_MAX;
+        let is_broken: Option<&dyn Fn(&CrashState) -> bool> = small.then_some(&is_broken);
+        let json = self.history.is_json(wrong);
+        Broken { lowered, paths, state, moment, kind, ended, json, is_broken }.explain()
     }
 }
+
+/// Of how large a state it is looked for what repairs it, in bytes.
+const REPAIRED_BYTES_MAX: usize = 1 << 20;
 
 /// The versions of a recording. Exit status 0 promises the last one.
 pub fn learn(

@@ -369,3 +369,52 @@ fn a_database_is_judged_by_its_rows_with_no_option() {
         assert!(status == 1 && violations(cell, "lost-ack") > 0, "{commits}: {cell:#}");
     }
 }
+
+/// The causes of what a loss of power breaks, in words, and what would have helped.
+fn causes(options: &[&str], program: &str, arguments: &[&str]) -> Option<Vec<(String, String)>> {
+    let options = [&["--scenario", "poweroff"], options].concat();
+    let (_, row) = case(&options, program, arguments)?;
+    let cells = row["cells"].as_array().unwrap().iter();
+    let findings = cells.flat_map(|cell| cell["findings"].as_array().unwrap());
+    let text =
+        |finding: &Value, name: &str| finding["explanation"][name].as_str().unwrap().to_owned();
+    Some(findings.map(|finding| (text(finding, "words"), text(finding, "remedy"))).collect())
+}
+
+#[test]
+fn the_cause_is_what_repairs_the_state() {
+    let acked = ["--promise", "durable", "--ack", "^saved"];
+    for (program, remedy, words) in [
+        ("log_kept_open", "sync-directory", "the making of orders.log (op 0) is not durable"),
+        ("rename_enoent", "sync-directory", "the rename of s.json.tmp over s.json (op "),
+        ("backup_first", "sync-directory", "the rename of s.json.tmp over s.json (op "),
+        ("fallback", "keep-old-name", "takes that state away before the new one is there"),
+        ("ack_before_save", "ack-later", ", with which its save begins"),
+    ] {
+        let Some(causes) = causes(&acked, program, &[]) else { return };
+        let right = |(said, helps): &(String, String)| said.contains(words) && helps == remedy;
+        assert!(!causes.is_empty() && causes.iter().all(right), "{program}: {causes:#?}");
+    }
+    let options = [&acked[..], &["--profile", "posix"]].concat();
+    let causes = causes(&options, "new_directories", &[]).unwrap();
+    let parents =
+        ["nothing calls fsync on its directory data after it", "its directory data/buffer"];
+    assert!(causes.iter().all(|(_, helps)| helps == "sync-directory"), "{causes:#?}");
+    assert!(parents.iter().any(|parent| causes.iter().any(|(said, _)| said.contains(parent))));
+}
+
+#[test]
+fn no_advice_tells_a_program_to_do_what_it_does() {
+    let options = ["--promise", "atomic", "--profile", "ext4", "--ack", "^saved"];
+    let Some(causes) = causes(&options, "prealloc", &[]) else { return };
+    assert!(
+        !causes.is_empty() && causes.iter().all(|(_, helps)| helps == "sync-file"),
+        "{causes:#?}"
+    );
+    let init = tempfile::tempdir().unwrap();
+    std::fs::write(init.path().join("state.json"), "{\"n\": 1, \"pad\": \"x\"}").unwrap();
+    let options = ["--init", init.path().to_str().unwrap(), "--ack", "^SAVED"];
+    let causes = self::causes(&options, "grow", &["{dir}"]).unwrap();
+    let right = |(_, helps): &(String, String)| helps == "replace-by-rename";
+    assert!(!causes.is_empty() && causes.iter().all(right), "{causes:#?}");
+}

@@ -8,85 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::names::relevant;
+use super::remedy::Remedy;
+use super::repair::{self, Repair};
 use super::survivor::CrashState;
-use super::{Content, Ino, Kind, Lowered, StepChange, Time};
+use super::{Content, Ino, Kind, Lowered, NEVER, StepChange, Time};
 use crate::op::{Call, Effect, Op};
 use crate::verdict::{Promise, ViolationKind};
-
-/// What would have helped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum Remedy {
-    /// fsync of the new file before it is given its name.
-    SyncFile,
-    /// fsync of the file before the ack.
-    SyncFileBeforeAck,
-    /// fsync of the directory before the ack.
-    SyncDirectory,
-    /// Both.
-    SyncFileAndDirectory,
-    /// All writes before the new file is given its name.
-    WriteBeforeRename,
-    /// A temporary file in the directory of the state, and not on another file system.
-    TempBeside,
-    /// A new file and a rename, and not writing over the old one.
-    ReplaceByRename,
-    /// A rename over the old file, and not removing it first.
-    KeepOldName,
-    /// The ack after the sync, and not before.
-    AckLater,
-    /// A checksum in each record.
-    Checksum,
-    /// A recovery that replaces the state as a save does.
-    SaferRecovery,
-    /// A look at what the load, or the check, objects to.
-    LookAtObjection,
-    /// Nothing that is known here.
-    Unknown,
-}
-
-impl Remedy {
-    /// It in words.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::SyncFile => "missing fsync of the file: call fsync on it before the rename",
-            Self::SyncFileBeforeAck => "missing fsync of the file: call fsync on it before the ack",
-            Self::SyncDirectory => {
-                "missing fsync of the directory: open it and call fsync on it before the ack"
-            }
-            Self::SyncFileAndDirectory => {
-                "missing fsync of the file and of its directory: of the file before it gets its \
-                 name, of the directory before the ack"
-            }
-            Self::WriteBeforeRename => {
-                "the file is written on when it has got its name: write, flush and fsync all of it \
-                 before the rename"
-            }
-            Self::TempBeside => {
-                "the temporary file is on another file system, so that it is copied and not \
-                 renamed: make it in the directory of the state"
-            }
-            Self::ReplaceByRename => {
-                "in-place overwrite: write a temporary file, fsync it, rename it over the state"
-            }
-            Self::KeepOldName => "rename over the old file; do not remove it first",
-            Self::AckLater => "the ack comes too early: give it when the sync has returned",
-            Self::Checksum => {
-                "a record can be torn: give each a checksum, and let the load stop at a bad one"
-            }
-            Self::SaferRecovery => {
-                "let the recovery replace files as a save does: a temporary file, fsync, rename, fsync \
-                 of the directory"
-            }
-            Self::LookAtObjection => {
-                "look at the directory that `crashtest replay` keeps, and run the load or the check there"
-            }
-            Self::Unknown => "sync what is lost before what is durable, or before the ack",
-        }
-    }
-}
 
 /// Why a crash state breaks a promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +34,15 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    /// Of a state that a load does not take for any version.
+    #[must_use]
+    pub fn of_load(after_ops: usize, kind: ViolationKind) -> Self {
+        let remedy = Remedy::LookAtObjection;
+        let cause = format!("{} {remedy:?}", kind.promise().name());
+        let words = "what the load makes of these files was never saved".to_owned();
+        Self { after_ops, lost: Vec::new(), durable: None, words, remedy, cause }
+    }
+
     /// Of a state whose files are all whole, and as new as they must be.
     #[must_use]
     pub fn of_whole(after_ops: usize, kind: ViolationKind) -> Self {
@@ -137,20 +73,30 @@ pub struct Broken<'a> {
     pub kind: ViolationKind,
     /// Whether the last ack stands for the end with status 0.
     pub ended: bool,
+    /// Whether the file holds JSON, which no record can be appended to.
+    pub json: bool,
+    /// Whether a state breaks the same promise; none where that can't be told without a load.
+    pub is_broken: Option<&'a dyn Fn(&CrashState) -> bool>,
 }
 
 impl Broken<'_> {
     /// Says why.
     #[must_use]
     pub fn explain(&self) -> Explanation {
-        let lost = self.lost();
+        let mut lost = self.lost();
+        let repair = self.is_broken.and_then(|is_broken| {
+            repair::smallest(self.lowered, (self.state, self.moment), &lost.ops(), is_broken)
+        });
+        if let Some(Repair::Ops(ops)) = &repair {
+            lost.keep(ops);
+        }
         let (words, durable, remedy) = match self.kind {
+            ViolationKind::LostAck if repair == Some(Repair::Nothing) => self.wrong_order(),
             ViolationKind::LostAck => self.lost_ack(&lost),
             ViolationKind::Missing => self.missing(&lost),
             _ => self.damaged(&lost),
         };
-        let steps = lost.steps.iter().map(|(op, _)| *op);
-        let ops: BTreeSet<usize> = steps.chain(lost.writes.iter().map(|(op, _)| *op)).collect();
+        let ops = lost.ops();
         let file = self.paths.first().map(|path| path.display().to_string()).unwrap_or_default();
         let cause = format!("{} {remedy:?} {file}", self.kind.promise().name());
         let after_ops = self.moment.ops_begun();
@@ -272,6 +218,7 @@ impl Broken<'_> {
         });
         let cut = cut.map(|step| self.lowered.steps[*step as usize].time.op());
         let appended = cut.is_none()
+            && !self.json
             && !writes.is_empty()
             && writes.iter().all(|(op, _)| self.appends(*op, ino))
             && (!self.lowered.inode(ino).first.is_empty() || self.is_log(writes[0].0));
@@ -370,34 +317,80 @@ impl Broken<'_> {
         (words, Some(away), Remedy::KeepOldName)
     }
 
-    fn lost_ack(&self, lost: &Lost) -> (String, Option<usize>, Remedy) {
+    /// The last ack before the moment, how many ops had been done then, and how it was given.
+    fn promise(&self) -> (usize, String) {
         let acks = self.lowered.trace.acks.iter().enumerate();
         let mut acks = acks.filter(|(_, ops)| Time::after_ops(**ops) <= self.moment);
-        let (ack, ack_ops) = acks.next_back().map_or((0, 0), |(n, ops)| (n + 1, *ops));
+        let (ack, ops) = acks.next_back().map_or((0, 0), |(n, ops)| (n + 1, *ops));
         let given = match self.ended && ack == self.lowered.trace.acks.len() {
             true => "the program has ended with status 0".to_owned(),
             false => format!("ack {ack} is given"),
         };
+        (ops, given)
+    }
+
+    /// A promise that is broken with all that had been done.
+    fn wrong_order(&self) -> (String, Option<usize>, Remedy) {
+        let (ack_ops, given) = self.promise();
+        let takes_away = |op: &Op| {
+            op.succeeded()
+                && match &op.effect {
+                    Effect::Unlink { path } => self.paths.contains(path),
+                    Effect::Rename { from, exchange: false, .. } => self.paths.contains(from),
+                    _ => false,
+                }
+        };
+        let after = self.lowered.trace.ops.iter().enumerate().skip(ack_ops);
+        let until = self.moment.ops_begun();
+        let mut done = after.clone().take_while(|(index, _)| *index < until);
+        if let Some((away, _)) = done.find(|(_, op)| takes_away(op)) {
+            let words = format!(
+                "{given}, and {} takes that state away before the new one is there",
+                self.name_of(away)
+            );
+            return (words, Some(away), Remedy::KeepOldName);
+        }
+        let mut after = after;
+        let words = match after.find(|(_, op)| op.changes()) {
+            Some((first, _)) => {
+                format!("{given} before {}, with which its save begins", self.name_of(first))
+            }
+            None => format!("{given}, and nothing is saved after it"),
+        };
+        (words, None, Remedy::AckLater)
+    }
+
+    /// The op that makes all of this durable, if it comes after the ack and before the next save.
+    fn synced_late(&self, lost: &Lost, ack_ops: usize) -> Option<usize> {
+        let ops = lost.ops();
+        let steps = self.lowered.steps.iter().map(|step| (step.time, step.forced));
+        let inodes = self.lowered.inodes.iter();
+        let changes = inodes.flat_map(|inode| &inode.changes).map(|one| (one.time, one.forced));
+        let lost = steps.chain(changes).filter(|(time, forced)| {
+            ops.contains(&time.op()) && *time < self.moment && forced.0 > self.state.barrier
+        });
+        let forced = lost.map(|(_, forced)| forced).max().filter(|forced| *forced != NEVER)?;
+        let sync = forced.op();
+        // What the next save syncs for itself is no sync of this one that came late.
+        let between = self.lowered.trace.ops.get(ack_ops..sync)?;
+        let next = |op: &Op| matches!(op.effect, Effect::Open { create: true, .. });
+        let acked = |ops: &usize| (ack_ops + 1..=sync).contains(ops);
+        let same = !between.iter().any(next) && !self.lowered.trace.acks.iter().any(acked);
+        same.then_some(sync)
+    }
+
+    fn lost_ack(&self, lost: &Lost) -> (String, Option<usize>, Remedy) {
+        let (ack_ops, given) = self.promise();
         let names_state = |op: &usize| match &self.op(*op).effect {
             Effect::Rename { to, .. } | Effect::Link { to, .. } => self.paths.contains(to),
             Effect::Open { path, .. } | Effect::Symlink { path, .. } => self.paths.contains(path),
             _ => false,
         };
         let names = lost.steps.iter().filter(|(_, step)| *step == Step::Names);
-        let naming = names.map(|(op, _)| *op).rfind(names_state);
-        let save = self
-            .lowered
-            .trace
-            .ops
-            .iter()
-            .skip(ack_ops)
-            .take_while(|op| !matches!(&op.effect, Effect::Open { .. }));
-        let synced_late = save
-            .enumerate()
-            .find(|(_, op)| {
-                matches!(op.call, Call::Rename | Call::Fsync | Call::Fdatasync | Call::Sync)
-            })
-            .map(|(later, _)| ack_ops + later);
+        let all_names: Vec<usize> = names.map(|(op, _)| *op).collect();
+        let naming = all_names.iter().copied().rfind(names_state);
+        let naming =
+            naming.or_else(|| all_names.last().copied().filter(|_| lost.writes.is_empty()));
         let what = match naming {
             Some(op) => format!("{} is", self.name_of(op)),
             None if lost.writes.is_empty() => match lost.steps.last() {
@@ -406,31 +399,33 @@ impl Broken<'_> {
             },
             None => self.bytes_of(&lost.all_writes()),
         };
-        if let Some(late) = synced_late {
-            let words = match lost.steps.is_empty() && lost.writes.is_empty() {
-                true => format!("{given} before {}", self.name_of(late)),
-                false => {
-                    let late = self.name_of(late);
-                    format!("{given} before {late}, and {what} not durable")
-                }
-            };
+        if let Some(late) = self.synced_late(lost, ack_ops) {
+            let late = self.name_of(late);
+            let words = format!("{given} before {late}, and {what} not durable");
             return (words, None, Remedy::AckLater);
         }
-        if naming.is_none() {
+        let Some(naming) = naming else {
             let why = self.why_not_synced(&lost.all_writes(), ack_ops);
             let remedy = match lost.writes.is_empty() {
                 true => Remedy::SyncDirectory,
                 false => Remedy::SyncFileBeforeAck,
             };
             return (format!("{given}, and {what} not durable: {why}"), None, remedy);
-        }
+        };
         let unsynced = !lost.writes.is_empty();
-        let directory = naming
-            .and_then(|op| self.op(op).effect.path().parent().map(Path::to_owned))
-            .filter(|directory| !directory.as_os_str().is_empty())
-            .map_or("its directory".to_owned(), |directory| {
-                format!("its directory {}", directory.display())
-            });
+        let directories: BTreeSet<&Path> = match unsynced {
+            true => BTreeSet::from([self.op(naming).effect.path().as_path()]),
+            false => all_names.iter().map(|op| self.op(*op).effect.path().as_path()).collect(),
+        };
+        let parents = directories.into_iter().filter_map(Path::parent);
+        let parents: Vec<_> = parents.filter(|path| !path.as_os_str().is_empty()).collect();
+        let directory = match &parents[..] {
+            [] => "its directory".to_owned(),
+            parents => {
+                let names: Vec<_> = parents.iter().map(|path| path.display().to_string()).collect();
+                format!("its directory {}", names.join(", nor on "))
+            }
+        };
         let words =
             format!("{given}, and {what} not durable: nothing calls fsync on {directory} after it");
         (words, None, if unsynced { Remedy::SyncFileAndDirectory } else { Remedy::SyncDirectory })
@@ -553,6 +548,18 @@ struct Lost {
 }
 
 impl Lost {
+    /// All ops of which something is lost.
+    fn ops(&self) -> BTreeSet<usize> {
+        let steps = self.steps.iter().map(|(op, _)| *op);
+        steps.chain(self.writes.iter().map(|(op, _)| *op)).collect()
+    }
+
+    /// Leaves out what other ops did.
+    fn keep(&mut self, ops: &BTreeSet<usize>) {
+        self.steps.retain(|(op, _)| ops.contains(op));
+        self.writes.retain(|(op, _)| ops.contains(op));
+    }
+
     /// The lost writes of one inode.
     fn of(&self, ino: Ino) -> Vec<(usize, usize)> {
         let of_it = self.writes.iter().filter(|(_, (of, _))| *of == ino);

@@ -85,6 +85,8 @@ mod free;
 pub mod lower;
 pub mod names;
 pub mod profile;
+pub mod remedy;
+pub mod repair;
 pub mod sample;
 pub mod spread;
 pub mod survivor;

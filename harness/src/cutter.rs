@@ -24,7 +24,7 @@ use crate::os::signals;
 use crate::outcome::{Content, Exit, Outcome, Survivor};
 use crate::pool::Work;
 use crate::power::Lowered;
-use crate::power::derive::{Budget, Derived, derive};
+use crate::power::derive::{Budget, Derived, derive_all};
 use crate::power::explain::Explanation;
 use crate::power::fingerprint::Fingerprint;
 use crate::power::lower::lower;
@@ -211,11 +211,13 @@ impl<'a> Cutter<'a> {
             seed: self.request.asked.seed.0,
             judged: recorded.judged,
         };
-        let derived =
-            derive(&lowered, recorded.state(), &recorded.history, budget, &signals::interrupted);
+        let (paths, history) = (recorded.state(), &recorded.history);
+        // A sample would say nothing of what it has left out.
+        let derived = derive_all(&lowered, paths, history, budget, &signals::interrupted);
+        let Some(derived) = derived else { return Ok(None) };
         let places = derived.survivors.iter().enumerate();
         let places = places.map(|(place, distinct)| (distinct.files.clone(), place)).collect();
-        Ok(derived.exhaustive.then_some(Model { profile, lowered, derived, places }))
+        Ok(Some(Model { profile, lowered, derived, places }))
     }
 
     fn unit(&mut self, n: u64, unit: &Unit) -> Result<Cut> {

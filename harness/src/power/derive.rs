@@ -79,6 +79,27 @@ pub fn derive(
     budget: Budget,
     stop: &dyn Fn() -> bool,
 ) -> Derived {
+    if let Some(derived) = derive_all(lowered, paths, history, budget, stop) {
+        return derived;
+    }
+    let states_max = usize::try_from(budget.states_max).unwrap_or(usize::MAX);
+    let mut collector = Collector::new(lowered, &paths[..budget.judged], history);
+    Walk::new(lowered, paths).sampled(states_max, budget.seed, &mut |found| {
+        collector.add(found);
+        if collector.is_to_stop(stop) { Go::Stop } else { Go::On }
+    });
+    collector.derived
+}
+
+/// The same, where there are no more crash states than may be looked at; `None` if there are.
+#[must_use]
+pub fn derive_all(
+    lowered: &Lowered,
+    paths: &[PathBuf],
+    history: &History,
+    budget: Budget,
+    stop: &dyn Fn() -> bool,
+) -> Option<Derived> {
     let mut collector = Collector::new(lowered, &paths[..budget.judged], history);
     let mut walk = Walk::new(lowered, paths);
     let states_max = usize::try_from(budget.states_max).unwrap_or(usize::MAX);
@@ -88,16 +109,8 @@ pub fn derive(
         let much = collector.derived.states > budget.states_max;
         if much || collector.is_to_stop(stop) { Go::Stop } else { Go::On }
     });
-    if complete == Complete::Yes {
-        collector.derived.exhaustive = true;
-        return collector.derived;
-    }
-    let mut collector = Collector::new(lowered, &paths[..budget.judged], history);
-    Walk::new(lowered, paths).sampled(states_max, budget.seed, &mut |found| {
-        collector.add(found);
-        if collector.is_to_stop(stop) { Go::Stop } else { Go::On }
-    });
-    collector.derived
+    collector.derived.exhaustive = complete == Complete::Yes;
+    collector.derived.exhaustive.then_some(collector.derived)
 }
 
 /// After how many states it is asked whether to stop.

@@ -1,6 +1,8 @@
 //! What the tests share: the command, the subjects, and what this machine must have.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
+pub mod reference;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

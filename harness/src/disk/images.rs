@@ -235,8 +235,8 @@ impl<'a> Chosen<'a> {
     /// Adds what is not yet there, at most so many.
     fn add_some(&mut self, images: Vec<Image>, most: usize) {
         let limit = self.images.len().saturating_add(most).min(self.most);
-        for image in images {
-            let key = self.key(&image);
+        let keys = self.keys(&images);
+        for (image, key) in images.into_iter().zip(keys) {
             if let Some(place) = self.known.get(&key) {
                 // Of equal images the one that is possible longest is owed most.
                 let known = &mut self.images[*place];
@@ -248,6 +248,17 @@ impl<'a> Chosen<'a> {
                 self.images.push(image);
             }
         }
+    }
+
+    /// What tells each image from others, by rising numbers of certain writes: these are then summed up once.
+    fn keys(&mut self, images: &[Image]) -> Vec<u64> {
+        let mut order: Vec<usize> = (0..images.len()).collect();
+        order.sort_by_key(|place| images[*place].certain);
+        let mut keys = vec![0; images.len()];
+        for place in order {
+            keys[place] = self.key(&images[place]);
+        }
+        keys
     }
 
     /// What tells an image from others: the sum of what its sectors hold.

@@ -191,7 +191,7 @@ pub fn judge(outcome: &Outcome, history: &History, meeting: &Meeting) -> Verdict
     let (mut found, mut comparable) = (Vec::new(), true);
     let recovery = &outcome.recovery;
     if !matches!(recovery.loaded, Loaded::Version(_)) {
-        // Of a program it is not known what it loads; that its load took it is something.
+        // What a program loads is not known; that its load took it is something.
         let loads = recovery.loaded == Loaded::Unknown && recovery.load == Load::Loaded;
         for file in history.files() {
             match damage(outcome, history, file) {

@@ -34,7 +34,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Of a state that a load does not take for any version.
+    /// Why a state is broken that a load does not take for any version.
     #[must_use]
     pub fn of_load(after_ops: usize, kind: ViolationKind) -> Self {
         let remedy = Remedy::LookAtObjection;

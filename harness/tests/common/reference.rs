@@ -199,7 +199,7 @@ impl<'a> Reference<'a> {
             }
         }
         events.sort_by_key(|(time, index, _)| (*time, *index));
-        // Bytes as far as they were written, and which of them are of somebody.
+        // Bytes as far as they were written; none where no write has put one.
         let mut size = inode.first.len() as u64;
         let mut bytes: Vec<Option<u8>> = inode.first.iter().map(|byte| Some(*byte)).collect();
         let (mut sized_at, mut cuts) = (Time(0), Vec::new());

@@ -84,6 +84,25 @@ fn by_load(outcome: &Outcome, history: &History, loads: &Loads) -> (Vec<Violatio
     let promised = history.acks_promised(outcome.acks, &outcome.said);
     let judged = loads.judge(outcome, promised, is_before_the_first(outcome, history));
     let Some(mut found) = judged else { return (Vec::new(), Comparable::No) };
+    if let (Some(on_disk), true) = (&outcome.on_disk, found.is_empty()) {
+        let lost = Outcome { recovery: on_disk.clone(), ..outcome.clone() };
+        let judged = loads.judge(&lost, promised, is_before_the_first(outcome, history));
+        let Some(more) = judged else { return (Vec::new(), Comparable::No) };
+        let after =
+            "after a loss of power, as an fsync failed and what it was to write is in memory only";
+        let told = |one: Violation| Violation { detail: format!("{after}: {}", one.detail), ..one };
+        let mut more: Vec<_> = more.into_iter().map(told).collect();
+        // Whatever is there then, it is not what was promised.
+        if let (Some(first), true) =
+            (more.first().cloned(), promised > 0 || all_promised(outcome, history))
+        {
+            let silent = is_told(outcome) && outcome.says_so_afterwards();
+            let kinds = [(true, ViolationKind::LostAck), (silent, ViolationKind::SilentFailure)];
+            let kinds = kinds.into_iter().filter(|(so, _)| *so).map(|(_, kind)| kind);
+            more = kinds.map(|kind| Violation { kind, ..first.clone() }).collect();
+        }
+        found.extend(more);
+    }
     // A load reads what is in memory.
     let owed = owed(outcome, history);
     for file in history.files() {
@@ -280,7 +299,8 @@ fn unsynced(
     owed: usize,
 ) -> Vec<Violation> {
     let in_memory = &outcome.unsynced;
-    let is_in = in_memory.bytes.contains_key(file);
+    // Where the load was asked about what is on disk, that was judged.
+    let is_in = in_memory.bytes.contains_key(file) && outcome.on_disk.is_none();
     let name = file.display();
     let promised = version <= owed;
     // What is on disk may be the version before, whole: then nothing is lost but what has failed.

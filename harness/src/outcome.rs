@@ -26,6 +26,8 @@ pub struct Outcome {
     pub steps: Vec<Step>,
     /// What a failed fsync left in memory only.
     pub unsynced: InMemory,
+    /// What the load makes of it once that is lost, where a load tells the versions.
+    pub on_disk: Option<Recovery>,
     /// What was left, before any recovery.
     pub survivor: Survivor,
     /// What the user's own checks said of it.
@@ -47,6 +49,7 @@ impl Outcome {
             said: Vec::new(),
             steps: Vec::new(),
             unsynced: InMemory::default(),
+            on_disk: None,
             survivor: Survivor::default(),
             checks: Vec::new(),
             recovery: Recovery::default(),

@@ -418,3 +418,10 @@ fn no_advice_tells_a_program_to_do_what_it_does() {
     let right = |(_, helps): &(String, String)| helps == "replace-by-rename";
     assert!(!causes.is_empty() && causes.iter().all(right), "{causes:#?}");
 }
+
+#[test]
+fn a_checkpoint_that_fails_loses_nothing_that_the_log_has() {
+    let options = ["--scenario", "errno", "--ack", "^saved", "--promise", "durable,honest,atomic"];
+    let Some((status, row)) = case(&options, "sqlite_wal_full", &[]) else { return };
+    assert_eq!((status, failed(&row["tally"])), (0, 0), "{row:#}");
+}

@@ -28,6 +28,7 @@ use crate::outcome::{
     Check, CheckKind, Exit, InMemory, Load, Loaded, NextSave, Outcome, Recovery, Step, Survivor,
 };
 use crate::subject::{Command, Learned, Prepared};
+use crate::tree::Directory;
 use crate::volume::{Filled, Volume};
 
 /// Whether a version was loaded that is newer than what was there at the start.
@@ -384,6 +385,20 @@ impl CommandInjector<'_> {
             .context(format_args!("make {} anew", root.display()))
     }
 
+    /// Makes the trial directory what it was before a load, without what was in memory only.
+    fn lose_memory(&self, before: &Path, unsynced: &InMemory) -> Result<()> {
+        let root = self.root();
+        let put_back = || {
+            lab::remove_files(root)?;
+            lab::copy_tree(before, root)?;
+            lab::remove_tree(before)?;
+            let directory = Directory::open(root)?;
+            unsynced.bytes.iter().try_for_each(|(path, bytes)| directory.write(path, bytes))?;
+            self.runner.hand_over()
+        };
+        put_back().context(format_args!("make {} again", root.display()))
+    }
+
     fn one(&mut self, fault: &Fault) -> Result<Outcome> {
         self.reset()?;
         let struckdown = match fault {
@@ -407,10 +422,19 @@ impl CommandInjector<'_> {
         if let Some(volume) = &self.volume {
             volume.release()?;
         }
-        let (mut checks, mut recovery) = (Vec::new(), Recovery::default());
+        let (mut checks, mut recovery, mut on_disk) = (Vec::new(), Recovery::default(), None);
+        let memory = self.history.loads.is_some() && !unsynced.bytes.is_empty();
+        let before = self.room.join("before");
+        if memory {
+            lab::copy_tree(self.root(), &before).context("copy what is left")?;
+        }
         if injection.struck() {
             checks = self.check(&survivor, acks, self.runner.output.kept_acks())?;
             recovery = self.recover(&survivor, acks)?;
+        }
+        if memory {
+            self.lose_memory(&before, &unsynced)?;
+            on_disk = Some(self.recover(&survivor, acks)?);
         }
         let fault = fault.clone();
         Ok(Outcome {
@@ -422,6 +446,7 @@ impl CommandInjector<'_> {
             said,
             steps,
             unsynced,
+            on_disk,
             survivor,
             checks,
             recovery,
